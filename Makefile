@@ -1,0 +1,49 @@
+# fastgan: the commands of its developers and of whoever tries it.
+#   make demo    train on 1,797 handwritten digits on the CPU, in minutes, from nothing
+#   make test    everything that CI runs; K=name for the tests that match a name
+#   make bench   side by side with plain PyTorch; K=name for one subject
+#   make gpu     on a machine with a GPU: build, test, measure, with the Python that is there
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
+
+.PHONY: demo test check bench gpu clean install
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(VENV)/.torch:
+	@command -v $(PYTHON) >/dev/null || { echo "fastgan needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "making $(VENV) and installing $(TORCH) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt "$(TORCH)"
+	@touch $@
+
+$(STAMP): $(VENV)/.torch $(SOURCES)
+	@echo "installing fastgan and building its native part"
+	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/fastgan train --preset digits --out runs/digits
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest tests $(if $(K),-k "$(K)")
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks $(if $(K),-k "$(K)")
+
+gpu:
+	@bash tools/gpu.sh
+
+clean:
+	rm -rf build *.egg-info fastgan/*.so fastgan/_build.json

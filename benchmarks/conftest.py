@@ -1,0 +1,112 @@
+"""Fixtures and options of the benchmarks: `pytest benchmarks/`.
+
+Each benchmark first checks the numbers, then times the candidates in turn (fastgan.bench). pytest-benchmark
+times one function at a time, so it only keeps the outcome (`extra_info`, in its `--benchmark-json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan import bench
+
+RESULTS = Path(__file__).parent / "results"
+CASES = pytest.StashKey[dict[str, list[bench.Case]]]()
+LOAD = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastgan benchmarks")
+    group.addoption("--device", default=None, help="cpu or cuda; default: cuda where there is one")
+    group.addoption("--budget", type=float, default=60.0, help="seconds of timing per case")
+    group.addoption(
+        "--save-results",
+        nargs="?",
+        const=str(RESULTS),
+        default=None,
+        metavar="DIR",
+        help="write DIR/<device>/<subject>.json; default DIR: benchmarks/results",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.benchmark_quiet = True  # pytest-benchmark's table shows one call of one candidate
+    config.option.showcapture = "stdout"  # torch.compile logs thousands of lines
+    config.stash[CASES] = {}
+    config.stash[LOAD] = bench.load_average()
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """ "cpu" or "cuda", set up as a careful user would: TF32 on, convolution algorithms measured."""
+    name = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return str(name)
+
+
+class Comparison:
+    """The `ratio` fixture: `ratio(subject, case, candidates, ours)` times in turn and keeps the Case."""
+
+    def __init__(self, request: pytest.FixtureRequest, device: str, store: Callable[..., object]) -> None:
+        self.config, self.device, self.store = request.config, device, store
+
+    def __call__(
+        self,
+        subject: str,
+        case: str,
+        candidates: Mapping[str, Callable[[], object]],
+        ours: str,
+        *,
+        bytes: int = 0,
+        flops: int = 0,
+        rounds: int = 20,
+        memory: Mapping[str, int] | None = None,
+        notes: Mapping[str, str] | None = None,
+    ) -> bench.Case:
+        seconds = bench.measure(candidates, device=self.device, rounds=rounds, budget=self.config.getoption("--budget"))
+        result = bench.Case(case, ours, seconds, bytes, flops, dict(memory or {}), dict(notes or {}))
+        self.config.stash[CASES].setdefault(subject, []).append(result)
+        ratios = {name: str(result.ratio(name)) for name in candidates if name != ours}
+        self.store(candidates[ours], {"case": case, "ratios": ratios, "seconds": seconds})
+        return result
+
+
+@pytest.fixture
+def ratio(request: pytest.FixtureRequest, device: str, benchmark) -> Iterator[Comparison]:  # type: ignore[no-untyped-def]
+    """Times candidates in turn and keeps the outcome; see Comparison."""
+
+    def store(function: Callable[[], object], extra_info: dict[str, object]) -> None:
+        benchmark.extra_info.update(extra_info)
+        benchmark.pedantic(function, rounds=1)
+
+    return Comparison(request, device, store)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the outcome, and write it where --save-results says."""
+    cases = config.stash[CASES]
+    if not cases:
+        return
+    name = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = bench.device_info(name)
+    for subject, compared in cases.items():
+        result = bench.Result(
+            subject,
+            device,
+            bench.copy_rate(name),
+            bench.matmul_rate(name),
+            config.stash[LOAD],
+            tuple(compared),
+        )
+        terminalreporter.write_line("\n" + bench.text(result))
+        if config.getoption("--save-results"):
+            terminalreporter.write_line(f"  wrote {result.save(Path(config.getoption('--save-results')))}")
+    if config.stash[LOAD] > device.cores / 2:
+        terminalreporter.write_line(f"\nThe machine was busy (load {config.stash[LOAD]:.1f}): not numbers to publish.")

@@ -1,0 +1,218 @@
+"""The training steps that bench_step and memory compare: the engine's, and plain loops on its networks."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import baselines
+from benchmarks.baselines import Loop, Recipe
+from fastgan import optim
+from fastgan.contract import Batch, Draw
+from fastgan.optim import Averaging
+from fastgan.presets import PRESETS
+from fastgan.schedule import Schedule, Scheduled
+from fastgan.step import Step, TrainState, new_state
+from fastgan.train import Config
+
+SEED = 1
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def config_of(preset: str, batch: int | None = None) -> Config:
+    """A preset with an average of constant decay, so that a plain loop can follow it; `batch` per step."""
+    config = PRESETS[preset]
+    return replace(config, averaging=Averaging(halflife_kimg=10.0, rampup=0.0), batch=batch or config.batch)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """What a plain loop has to know of a config, at the start of its schedules."""
+    system, critic = config.system, config.optim["critic"]
+    assert critic == config.optim["generator"]
+    assert critic.kind == "adam"
+    lr, beta1, beta2 = (_start(value) for value in (critic.lr, critic.beta1, critic.beta2))
+    decay = 2.0 ** (-config.batch / (config.averaging.halflife_kimg * 1000))
+    return Recipe(system.loss, _start(system.r1), _start(system.r2), lr, beta1, beta2, critic.eps, decay)
+
+
+def _start(value: Scheduled) -> float:
+    return value.start if isinstance(value, Schedule) else value
+
+
+def random_batch(config: Config, number: int, device: str, dtype: torch.dtype, layout: torch.memory_format) -> Batch:
+    """Batch `number` of made-up images: noise, never zeros."""
+    shape = (config.batch, config.shape.channels, config.shape.size, config.shape.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    index = torch.arange(config.batch, device=device) + number * config.batch
+    return Batch(noise.clamp(-1, 1).to(device, dtype).contiguous(memory_format=layout), None, index)
+
+
+@dataclass
+class Engine:
+    """The engine's step over a fresh state."""
+
+    config: Config
+    state: TrainState
+    step: Step
+
+    @staticmethod
+    def of(config: Config, device: str, dtype: torch.dtype = torch.float32) -> Engine:
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        state = new_state(
+            config.system,
+            config.shape,
+            config.optim,
+            config.averaging,
+            seed=SEED,
+            device=torch.device(device),
+            dtype=dtype,
+            memory_format=layout,
+        )
+        # A run so long that its schedules stay at their starts, as in recipe_of.
+        step = Step(config.system, state, config.averaging, seed=SEED, batch=config.batch, total=10**15)
+        return Engine(config, state, step)
+
+    def latents(self, batch: Batch) -> Tensor:
+        """The latents that the engine draws for `batch`."""
+        return self.config.system.latents(Draw(SEED, batch.index, stream=0))
+
+
+def timed_engine(config: Config, device: str) -> Callable[[], None]:
+    """The engine's step on one batch."""
+    engine = Engine.of(config, device)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    batch = random_batch(config, 0, device, torch.float32, layout)
+    return lambda: engine.step(lambda: batch)
+
+
+@dataclass
+class Networks:
+    """Generator, its average, and critic, for a plain loop."""
+
+    generator: nn.Module
+    average: nn.Module
+    critic: nn.Module
+
+    @staticmethod
+    def of(config: Config, device: str, dtype: torch.dtype = torch.float32, layout: str = "NCHW") -> Networks:
+        modules = config.system.players(config.shape)
+        generator, critic = (
+            modules[name].to(device, dtype, memory_format=LAYOUTS[layout]).train() for name in ("generator", "critic")
+        )
+        return Networks(generator, copy.deepcopy(generator).requires_grad_(False), critic)
+
+    def take_weights(self, engine: Engine) -> None:
+        """Start from the engine's weights."""
+        players = engine.state.modules
+        self.generator.load_state_dict(players["generator"].state_dict())
+        self.average.load_state_dict(players["generator"].state_dict())
+        self.critic.load_state_dict(players["critic"].state_dict())
+
+
+def timed_loop(
+    make: Callable[..., Loop], config: Config, device: str, layout: str, *, compiled: bool = False
+) -> Callable[[], None]:
+    """A plain loop on one batch, latents from torch.randn as usual."""
+    networks = Networks.of(config, device, layout=layout)
+    generator, critic = networks.generator, networks.critic
+    if compiled:
+        generator, critic = compiled_like(generator, device), compiled_like(critic, device)
+    loop = make(generator, networks.average, critic, recipe_of(config))
+    images = random_batch(config, 0, device, torch.float32, LAYOUTS[layout]).images
+    latents = torch.randn(config.batch, config.system.latent, device=device)
+    if compiled:
+        expected, got = networks.critic(networks.generator(latents)), critic(generator(latents))
+        assert torch.linalg.vector_norm(got - expected) < 1e-2 * torch.linalg.vector_norm(expected), "miscompiled"
+    return lambda: loop(images, torch.randn_like(latents))
+
+
+def compiled_like(network: nn.Module, device: str) -> nn.Module:
+    """The network under torch.compile, with measured choices on a GPU."""
+    compiled: nn.Module = torch.compile(network, mode="max-autotune-no-cudagraphs" if device == "cuda" else "default")
+    return compiled
+
+
+def timed(name: str, config: Config, device: str) -> Callable[[], None]:
+    """One of the candidates by name."""
+    if name == "fastgan":
+        return timed_engine(config, device)
+    kind, layout = name.rsplit(", ", 1)
+    make = baselines.tutorial if kind == "tutorial loop" else baselines.tidy
+    return timed_loop(make, config, device, layout, compiled="torch.compile" in kind)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds inside forward passes, backward passes and optimiser updates."""
+
+    synchronize: Callable[[], None]
+    seconds: float = 0.0
+    depth: int = 0
+    start: float = 0.0
+
+    def enter(self, *_: object) -> None:
+        if self.depth == 0:
+            self.synchronize()
+            self.start = time.perf_counter()
+        self.depth += 1
+
+    def leave(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.synchronize()
+            self.seconds += time.perf_counter() - self.start
+
+    def around(self, function: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object, **kwargs: object) -> object:
+            self.enter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return wrapped
+
+
+@contextmanager
+def stopwatch(engine: Engine) -> Iterator[Stopwatch]:
+    """Times, within it, the networks' forward passes, autograd's backward passes and adam_ema_."""
+    device = engine.state.device
+    watch = Stopwatch(torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    handles = []
+    for module in engine.state.modules.values():
+        handles += [module.register_forward_pre_hook(watch.enter), module.register_forward_hook(watch.leave)]
+    # torch.autograd.backward and torch.autograd.grad both end here.
+    backward = mock.patch("torch.autograd._engine_run_backward", watch.around(torch.autograd._engine_run_backward))
+    update = mock.patch("fastgan.optim.adam_ema_", watch.around(optim.adam_ema_))
+    try:
+        with backward, update:
+            yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def overhead(config: Config, device: str, steps: int = 8) -> float:
+    """Share of the engine's step that is not forward, backward or update: median over `steps` steps.
+
+    What is left: latents, losses, zeroed gradients, the check for non-finite values, statistics, schedules,
+    Python. On a GPU every part is synchronised: the share is an upper bound of what an undisturbed step has.
+    """
+    engine = Engine.of(config, device)
+    batch = random_batch(config, 0, device, torch.float32, torch.channels_last)
+    shares = []
+    for _ in range(steps + 2):
+        with stopwatch(engine) as watch:
+            watch.synchronize()
+            start = time.perf_counter()
+            engine.step(lambda: batch)
+            watch.synchronize()
+            shares.append(1 - watch.seconds / (time.perf_counter() - start))
+    return sorted(shares[2:])[steps // 2]

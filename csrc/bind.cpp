@@ -1,0 +1,119 @@
+// The extension module fastgan._C: addresses in, nothing out. Python (fastgan/kernels) owns and checks every tensor.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "adam_ema.h"
+#include "counter_noise.h"
+#include "device.h"
+
+namespace py = pybind11;
+using namespace fastgan;
+using Address = std::uintptr_t;
+using Addresses = std::vector<Address>;
+
+namespace {
+
+// Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
+constexpr int kAbi = 1;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// ---- adam_ema
+
+// The lists of one call, held as long as it lasts.
+struct AdamEmaCall {
+  Addresses params, grads, exp_avgs, exp_avg_sqs, emas;
+  std::vector<int64_t> sizes;
+  AdamEmaScalars scalars;
+
+  AdamEmaTensors tensors() const {
+    for (const Addresses* list : {&grads, &exp_avgs, &exp_avg_sqs})
+      if (list->size() != params.size()) throw std::invalid_argument("adam_ema: lists of different lengths");
+    if (sizes.size() != params.size() || (!emas.empty() && emas.size() != params.size()))
+      throw std::invalid_argument("adam_ema: lists of different lengths");
+    return {int64_t(params.size()), pointers<void>(params), pointers<const void>(grads), pointers<void>(exp_avgs),
+            pointers<void>(exp_avg_sqs), emas.empty() ? nullptr : pointers<void>(emas), sizes.data()};
+  }
+
+  template <typename T>
+  static T* const* pointers(const Addresses& list) {
+    static_assert(sizeof(Address) == sizeof(T*), "addresses are pointers");
+    return reinterpret_cast<T* const*>(list.data());
+  }
+};
+
+// Scalars: step, lr, beta1, beta2, ema_decay, grad_scale (double), skip (bool).
+AdamEmaCall adam_ema_call(Addresses params, Addresses grads, Addresses exp_avgs, Addresses exp_avg_sqs, Addresses emas,
+                          std::vector<int64_t> sizes, const std::array<Address, 7>& s, double eps) {
+  const AdamEmaScalars scalars = {at<double>(s[0]),       at<const double>(s[1]), at<const double>(s[2]), at<const double>(s[3]),
+                                  at<const double>(s[4]), at<const double>(s[5]), at<const bool>(s[6]),   eps};
+  return {std::move(params),      std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs), std::move(emas),
+          std::move(sizes), scalars};
+}
+
+// ---- counter_noise
+
+CounterNoise counter_noise(uint64_t seed, uint32_t stream, Address index, int64_t samples, int64_t elements, int64_t high,
+                           Address out) {
+  return {seed, stream, at<const int64_t>(index), samples, elements, high, at<void>(out)};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of fastgan; see fastgan.kernels for what they compute.";
+  m.attr("ABI") = kAbi;
+
+  py::class_<AdamEmaCall>(m, "AdamEmaCall")
+      .def(py::init(&adam_ema_call), py::arg("params"), py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"),
+           py::arg("emas"), py::arg("sizes"), py::arg("scalars"), py::arg("eps"));
+  m.def(
+      "adam_ema_cpu",
+      [](const AdamEmaCall& call, int types, int threads) {
+        const AdamEmaTensors tensors = call.tensors();
+        fastgan_adam_ema_cpu(&tensors, &call.scalars, AdamEmaTypes(types), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("call"), py::arg("types"), py::arg("threads"));
+
+  py::class_<CounterNoise>(m, "CounterNoise")
+      .def(py::init(&counter_noise), py::arg("seed"), py::arg("stream"), py::arg("index"), py::arg("samples"),
+           py::arg("elements"), py::arg("high"), py::arg("out"));
+  m.def(
+      "counter_noise_cpu",
+      [](const CounterNoise& noise, int kind, int threads) {
+        fastgan_counter_noise_cpu(&noise, CounterNoiseKind(kind), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("noise"), py::arg("kind"), py::arg("threads"));
+
+#ifdef FASTGAN_CUDA
+  m.attr("ADAM_EMA_SCRATCH") = kAdamEmaScratch;
+  m.def(
+      "adam_ema_cuda",
+      [](const AdamEmaCall& call, int types, Address scratch, int device, Address stream) {
+        const AdamEmaTensors tensors = call.tensors();
+        return fastgan_adam_ema_cuda(&tensors, &call.scalars, AdamEmaTypes(types), at<void>(scratch), device,
+                                     at<void>(stream));
+      },
+      py::arg("call"), py::arg("types"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "counter_noise_cuda",
+      [](const CounterNoise& noise, int kind, int device, Address stream) {
+        return fastgan_counter_noise_cuda(&noise, CounterNoiseKind(kind), device, at<void>(stream));
+      },
+      py::arg("noise"), py::arg("kind"), py::arg("device"), py::arg("stream"));
+  m.def("cuda_status", &fastgan_cuda_status, py::arg("device"), "0, or why this build cannot run on `device`.");
+  m.def(
+      "cuda_error",
+      [](int status) {
+        return std::string(fastgan_cuda_error_name(status)) + ": " + fastgan_cuda_error_text(status);
+      },
+      py::arg("status"));
+#endif
+}

@@ -1,0 +1,134 @@
+"""What the trainer and the adversarial systems agree on: shapes, batches, draws and turns.
+
+One training step is a row of *turns*. A turn adds the gradients of its objective into the `.grad` of the
+players that it names, and returns 0-dim device tensors for the log. It does no I/O, no update and no host
+read, so that each turn can be captured once and replayed. Everything random in it comes from its `Draw`,
+a pure function of (seed, global sample number), so that a run can be resumed anywhere, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fastgan.kernels import counter_noise
+from fastgan.schedule import Scheduled
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Square images, `[channels, size, size]`."""
+
+    channels: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Real images of one rank.
+
+    images: [N, C, H, W], float in [-1, 1], channels-last strides
+    labels: [N] int64, or None for a set without classes
+    index:  [N] int64, global sample numbers, on the device of the images
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    index: Tensor
+
+
+class Draw:
+    """Random numbers of one turn: functions of (seed, sample number, stream, which call of the turn this is).
+
+    Two draws with the same arguments give the same numbers in the same order of calls. `stream` keeps the
+    turns of a step apart; each call takes the next of the `CALLS` sub-streams.
+    """
+
+    CALLS = 256
+
+    def __init__(self, seed: int, index: Tensor, stream: int) -> None:
+        self.seed, self.index, self.stream = seed, index, stream
+        self._calls = 0
+
+    def _next_stream(self) -> int:
+        assert self._calls < self.CALLS, "a turn drew more than Draw.CALLS times"
+        self._calls += 1
+        return self.stream * self.CALLS + self._calls - 1
+
+    def normal(self, *size: int, dtype: Any = None) -> Tensor:
+        """Standard normal numbers, [N, *size]."""
+        return counter_noise.normal(self.seed, self.index, size, stream=self._next_stream(), **_typed(dtype))
+
+    def uniform(self, *size: int, dtype: Any = None) -> Tensor:
+        """Uniform numbers in [0, 1), [N, *size]."""
+        return counter_noise.uniform(self.seed, self.index, size, stream=self._next_stream(), **_typed(dtype))
+
+    def integers(self, high: int, *size: int) -> Tensor:
+        """Integers in [0, high), [N, *size] int64."""
+        return counter_noise.integers(self.seed, self.index, size, high=high, stream=self._next_stream())
+
+
+def _typed(dtype: Any) -> dict[str, Any]:
+    return {} if dtype is None else {"dtype": dtype}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One player's (or several players') move in a training step.
+
+    gradients(batch, draw): adds into the `.grad` of `players`, returns 0-dim device tensors for the log
+    repeat: how many times in a row, each on a batch of its own
+    every:  the turn is part of every `every`-th step only (lazy phases); with `rest`, of all the other steps
+    fresh:  it takes new batches of reals; else the batch of the turn before it
+    """
+
+    name: str
+    players: tuple[str, ...]
+    gradients: Callable[[Batch, Draw], dict[str, Tensor]]
+    repeat: int = 1
+    every: int = 1
+    rest: bool = False
+    fresh: bool = True
+
+    def plays(self, step: int) -> bool:
+        """Whether the turn is part of step number `step` (from 0)."""
+        return (step % self.every != 0) if self.rest else (step % self.every == 0)
+
+
+class Networks(Protocol):
+    """Options of one network family (fastgan.models): plain fields, and the two networks they describe."""
+
+    def generator(self, image: ImageShape, latent: int) -> nn.Module:
+        """z [N, latent] -> [N, C, S, S]."""
+
+    def critic(self, image: ImageShape) -> nn.Module:
+        """x [N, C, S, S] -> logits [N]."""
+
+
+class System(Protocol):
+    """An adversarial system (fastgan.gans): a frozen dataclass of options, its players and its turns."""
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of the players of which an exponential moving average is kept."""
+
+    def schedules(self) -> Mapping[str, Scheduled]:
+        """Name -> value or Schedule of every number that may change in training (penalty coefficients...)."""
+
+    def players(self, image: ImageShape) -> dict[str, nn.Module]:
+        """The networks, freshly initialised from torch's global generator."""
+
+    def turns(self, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> tuple[Turn, ...]:
+        """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule."""
+
+    def latents(self, draw: Draw) -> Tensor:
+        """Latents of the generator, [N, latent]."""
+
+    def way(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        """Latents [T, latent] on the way from a [latent] to b [latent], at t [T] in [0, 1]."""
+
+    def sample(self, players: Mapping[str, nn.Module], latents: Tensor) -> Tensor:
+        """Images [N, C, S, S] in [-1, 1] for `latents`."""

@@ -1,0 +1,159 @@
+"""Which image files a folder or a zip archive holds: names in a fixed order, bytes, classes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fastgan.data.decode import SUFFIXES, BadImage
+from fastgan.data.image_set import Indices
+from fastgan.errors import FastganError
+
+# What zipfile raises for members that are damaged, encrypted (RuntimeError) or compressed in an unknown way.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files of one source.
+
+    name: the source, as the user gave it
+    names: paths inside it with "/" between the parts, sorted, the same on every file system
+    open: index -> the file's bytes; raises BadImage
+    ignored: how many files of other kinds were passed over (hidden ones are not counted)
+    """
+
+    name: str
+    names: tuple[str, ...]
+    open: Callable[[int], BinaryIO]
+    ignored: int
+
+
+def list_folder(path: Path) -> Files:
+    """Images in `path` and its sub-folders; links are followed.
+
+    Raises FastganError for a folder that cannot be listed.
+    """
+    names: list[str] = []
+    ignored = 0
+    pending = [("", frozenset([_identity(path)]))]
+    while pending:
+        prefix, above = pending.pop()
+        for entry in _entries(path / prefix):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                identity = _identity(Path(entry.path))
+                if identity not in above:  # else a link to a folder that it lies in
+                    pending.append((f"{prefix}{entry.name}/", above | {identity}))
+            elif entry.name.lower().endswith(SUFFIXES):
+                names.append(prefix + entry.name)
+            else:
+                ignored += 1
+    names.sort()
+
+    def open_file(index: int) -> BinaryIO:
+        file = path / names[index]
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait forever
+                raise BadImage("is not a regular file")
+            return file.open("rb")
+        except OSError as error:
+            raise BadImage(f"cannot be opened ({error.strerror})") from error
+
+    return Files(printable(str(path)), tuple(names), open_file, ignored)
+
+
+def list_zip(path: Path, *, max_bytes: float) -> Files:
+    """Images in the archive `path`, which is read in place. No member may take more than `max_bytes`.
+
+    Raises FastganError for a damaged archive and for members that an honest archive does not have.
+    """
+    name = printable(str(path))
+    try:
+        archive = zipfile.ZipFile(path)
+    except OSError as error:
+        raise FastganError(f"{name}: cannot be opened ({error.strerror})") from error
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise FastganError(
+            f"{name}: expected a folder or a zip archive, but it cannot be read as zip ({error}); "
+            "copy or download it again, or give another path"
+        ) from error
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    for member in members:
+        _refuse_unsafe(name, member)
+    visible = [m for m in members if not any(p.startswith((".", "__MACOSX")) for p in m.filename.split("/"))]
+    images = [m for m in visible if m.filename.lower().endswith(SUFFIXES)]
+    images.sort(key=lambda member: member.filename)
+    lock = threading.Lock()  # a ZipFile counts its readers without one
+
+    def open_member(index: int) -> BinaryIO:
+        member = images[index]
+        if member.file_size > max_bytes:
+            raise BadImage(f"declares {member.file_size / 1e9:.1f} GB, more than any image that is allowed")
+        try:
+            with lock:
+                return io.BytesIO(archive.read(member))
+        except UNREADABLE as error:
+            raise BadImage(f"cannot be read from the archive ({error})") from error
+
+    return Files(name, tuple(m.filename for m in images), open_member, len(visible) - len(images))
+
+
+def classes_of(names: Sequence[str]) -> tuple[Indices | None, tuple[str, ...]]:
+    """Labels [len(names)] and class names, from sub-folders; (None, ()) where images lie outside of them.
+
+    Folders that all images share (`photos/` in `photos/cat/1.png`, `photos/dog/2.png`) say nothing and are
+    passed over, so that an archive of a folder gives the same classes as the folder.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    first, last = min(folders), max(folders)
+    depth = 0
+    while depth < len(first) and first[depth] == last[depth]:
+        depth += 1
+    if any(len(parts) == depth for parts in folders):
+        return None, ()
+    classes = sorted({parts[depth] for parts in folders})
+    number = {name: i for i, name in enumerate(classes)}
+    return np.array([number[parts[depth]] for parts in folders], np.int64), tuple(classes)
+
+
+def printable(name: str) -> str:
+    """`name` on one line and encodable, whatever bytes the file system has for it."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise FastganError(f"{printable(str(folder))}: cannot be listed ({error.strerror})") from error
+
+
+def _refuse_unsafe(archive: str, member: zipfile.ZipInfo) -> None:
+    """Refuses what reaches outside of the archive: nothing is extracted, but no honest archive has it."""
+    parts = member.filename.replace("\\", "/").split("/")
+    if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
+        kind = "an absolute path or '..'"
+    elif stat.S_ISLNK(member.external_attr >> 16):
+        kind = "a link"
+    else:
+        return
+    raise FastganError(f"{archive}: {printable(member.filename)!r} is {kind}; pack the archive without it")

@@ -1,0 +1,70 @@
+"""A finite set of square images in a fixed order: what every data format turns into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Indices: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images number 0 to count - 1, each [size, size, channels] uint8.
+
+    name: what messages call the set (the path as it was given)
+    fetch: (indices [N], out [N, size, size, channels]) -> None, fills `out`
+    labels: [count] int64 class numbers, or None where the set has no classes
+    classes: names of the classes, in the order of their numbers; () without labels
+    summary: one line for the log
+    left_out: one line for each unusable image that was left out
+    """
+
+    name: str
+    size: int
+    channels: int
+    count: int
+    fetch: Callable[[Indices, Pixels], None]
+    summary: str
+    labels: Indices | None = None
+    classes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: Indices, out: Pixels | None = None) -> Pixels:
+        """Images `indices` [N] as [N, size, size, channels] uint8, written into `out` if that is given.
+
+        Raises FastganError for an image that turns out to be unusable only now.
+        """
+        assert indices.ndim == 1
+        assert ((indices >= 0) & (indices < self.count)).all()
+        if out is None:
+            out = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
+        self.fetch(indices, out)
+        return out
+
+
+def fetch_from(pixels: Pixels) -> Callable[[Indices, Pixels], None]:
+    """The `fetch` of images that lie in memory, `pixels`: [count, size, size, channels]."""
+
+    def fetch(indices: Indices, out: Pixels) -> None:
+        # "clip" lets take() write straight into `out`; ImageSet.read has checked the indices.
+        np.take(pixels, indices, axis=0, out=out, mode="clip")
+
+    return fetch
+
+
+def describe(
+    name: str, count: int, shape: tuple[int, int, int], classes: int, where: str, notes: tuple[str, ...] = ()
+) -> str:
+    """The summary line of a set: what, how many, of which shape [H, W, C], kept where, what was peculiar."""
+    labelled = f" in {classes} classes" if classes else ""
+    facts = f"{name}: {count:,} images{labelled}, {'x'.join(map(str, shape))}, {where}"
+    return "; ".join((facts, *notes))

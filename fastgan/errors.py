@@ -1,0 +1,22 @@
+"""Errors that a user can mend: one line that names the thing, what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FastganError(ValueError):
+    """A mistake in what was asked for (flag, path, shape, file, key), not in fastgan.
+
+    The command line prints it as one line and exits with status 2. Anything else that escapes is a bug.
+    """
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """End of an error line for an unknown `name`: the nearest of `options`, or all of them."""
+    options = sorted(options)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; expected one of {', '.join(options)}"

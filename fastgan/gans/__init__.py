@@ -1,0 +1,7 @@
+"""Adversarial systems, one per file: their options, players and turns (fastgan.contract.System)."""
+
+from fastgan.gans.unconditional import UnconditionalGAN
+
+SYSTEMS = {"unconditional": UnconditionalGAN}
+
+__all__ = ["SYSTEMS", "UnconditionalGAN"]

@@ -1,0 +1,89 @@
+"""Presets: complete configurations of real objects, one per row of the README's table."""
+
+from __future__ import annotations
+
+from fastgan.data import DataOptions
+from fastgan.gans import UnconditionalGAN
+from fastgan.models import DCGAN, R3GAN, ResNet
+from fastgan.optim import Averaging, Optimizer
+from fastgan.schedule import Schedule
+from fastgan.train import Config, Output
+
+DEFAULT_PRESET = "dcgan-64"
+
+
+def _both(**options: object) -> dict[str, Optimizer]:
+    """The same optimiser for generator and critic."""
+    optimizer = Optimizer(**options)  # type: ignore[arg-type]
+    return {"generator": optimizer, "critic": optimizer}
+
+
+def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: float) -> Config:
+    """R3GAN (Huang et al. 2024, arXiv:2501.05441, table 9): relativistic pairs, R1 + R2, burn-in of 20 Mimg."""
+    burn_in = 20_000 / kimg
+    gammas = Schedule(gamma, gamma / 10, finish=burn_in)
+    return Config(
+        preset=f"r3gan-{size}",
+        data=DataOptions(path="", size=size, mirror=True),
+        system=UnconditionalGAN(R3GAN(), latent=64, loss="relativistic", r1=gammas, r2=gammas),
+        optim=_both(lr=Schedule(2e-4, 5e-5, finish=burn_in), beta1=0.0, beta2=Schedule(0.9, 0.99, finish=burn_in)),
+        averaging=Averaging(halflife_kimg=halflife_kimg),
+        output=Output(grid_kimg=200, checkpoint_kimg=200),
+        kimg=kimg,
+        batch=batch,
+    )
+
+
+_ROWS = (
+    # A start without data: 1,797 handwritten digits, about four minutes on two CPU cores.
+    Config(
+        preset="digits",
+        data=DataOptions(path="digits", size=32, channels=1),
+        system=UnconditionalGAN(
+            DCGAN(generator_width=16, critic_width=16, critic_norm="none"),
+            latent=64,
+            loss="relativistic",
+            r1=Schedule(1.0, 0.1),
+            r2=Schedule(1.0, 0.1),
+        ),
+        optim=_both(lr=Schedule(1e-3, 0.0, begin=0.5), beta1=0.0, beta2=0.99),
+        averaging=Averaging(halflife_kimg=5.0),
+        output=Output(tick_seconds=5, grid_kimg=40, checkpoint_kimg=40),
+        kimg=200,
+        batch=64,
+    ),
+    # Radford et al. 2016 (arXiv:1511.06434): batch normalisation in both networks, no penalty.
+    Config(
+        preset="dcgan-64",
+        data=DataOptions(path="", size=64),
+        system=UnconditionalGAN(DCGAN(critic_norm="batch"), latent=100, loss="non_saturating"),
+        optim=_both(lr=2e-4, beta1=0.5, beta2=0.999),
+        kimg=2000,
+        batch=128,
+    ),
+    # Gulrajani et al. 2017 (arXiv:1704.00028): five critic steps, lambda 10, no batch normalisation in the critic.
+    Config(
+        preset="wgan-gp-64",
+        data=DataOptions(path="", size=64),
+        system=UnconditionalGAN(
+            DCGAN(critic_norm="none"), latent=128, loss="wasserstein", wgan_gp=10.0, critic_steps=5
+        ),
+        optim=_both(lr=1e-4, beta1=0.0, beta2=0.9),
+        kimg=10000,
+        batch=64,
+    ),
+    # Miyato et al. 2018 (arXiv:1802.05957): spectral normalisation, hinge loss, learning rate to zero.
+    Config(
+        preset="sngan-32",
+        data=DataOptions(path="", size=32),
+        system=UnconditionalGAN(ResNet(), latent=128, loss="hinge", critic_steps=5),
+        optim=_both(lr=Schedule(2e-4, 0.0, shape="linear"), beta1=0.0, beta2=0.9),
+        kimg=32000,
+        batch=64,
+    ),
+    _r3gan(32, gamma=0.05, kimg=250_000, batch=512, halflife_kimg=5000),
+    _r3gan(64, gamma=2.0, kimg=100_000, batch=256, halflife_kimg=500),
+    _r3gan(256, gamma=150.0, kimg=200_000, batch=256, halflife_kimg=500),
+)
+
+PRESETS = {config.preset: config for config in _ROWS}

@@ -1,0 +1,1 @@
+"""The run directory: checkpoints, log, pictures and report."""

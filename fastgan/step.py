@@ -1,0 +1,241 @@
+"""One training step of any adversarial system: gradients, check, update, average. No I/O, no host read.
+
+A step plays the system's turns in order. After each turn its players are updated, unless a gradient or a
+logged value is not finite: then, decided on the device, nothing of that turn is applied. Statistics add up on
+the device until `TrainState.read_statistics` is called, once per tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.contract import Batch, Draw, ImageShape, System, Turn
+from fastgan.errors import FastganError, suggest
+from fastgan.optim import Averaging, Optimizer, PlayerState
+from fastgan.schedule import value_at
+
+# Streams of Draw: turns use 0, 1, 2, ...; pictures for people use one that no turn reaches.
+PICTURE_STREAM = 1 << 20
+
+
+@dataclass
+class TrainState:
+    """Everything that changes in training, saved and restored as a whole.
+
+    players: name -> weights, average, optimiser
+    step:    steps done
+    samples: real images taken from the order of the data so far, over all ranks; the next batch starts here
+    seen:    0-dim float64 on the device: the same count, read by schedules
+    skipped: [2] int64 on the device: turns not applied because something was not finite: in all, and in a row
+    """
+
+    players: dict[str, PlayerState]
+    device: torch.device
+    step: int = 0
+    samples: int = 0
+    seen: Tensor = field(init=False)
+    skipped: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.skipped = torch.zeros(2, dtype=torch.int64, device=self.device)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Name -> network that is trained."""
+        return {name: player.module for name, player in self.players.items()}
+
+    @property
+    def averages(self) -> dict[str, nn.Module]:
+        """Name -> averaged network where there is one, else the trained one: what samples are drawn from."""
+        return {name: player.average or player.module for name, player in self.players.items()}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors by file: "generator", "generator.ema", "generator.optimizer", ..., "counters"."""
+        files: dict[str, dict[str, Tensor]] = {"counters": {"seen": self.seen, "skipped": self.skipped}}
+        for name, player in self.players.items():
+            for part, tensors in player.tensors().items():
+                files[f"{name}.{part}" if part else name] = tensors
+        return files
+
+    def counters(self) -> dict[str, int]:
+        return {"step": self.step, "samples": self.samples}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, int]) -> None:
+        """Take over a saved state, or raise FastganError and change nothing."""
+        own = self.tensors()
+        for file, mine in own.items():
+            check_tensors(file, mine, tensors.get(file))
+        for file, mine in own.items():
+            for key, tensor in mine.items():
+                tensor.copy_(tensors[file][key])
+        self.step, self.samples = int(counters["step"]), int(counters["samples"])
+
+    @torch.no_grad()
+    def load_weights(self, tensors: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        """First weights from files by name ("critic", "generator.ema", ...); a lone other file is the generator's."""
+        if len(tensors) == 1 and not any(name in self.players for name in (next(iter(tensors)).split(".")[0],)):
+            tensors = {"generator": next(iter(tensors.values()))}
+        found = [name for name in self.players if name in tensors or f"{name}.ema" in tensors]
+        if not found:
+            raise FastganError(f"{source} has no weights of {' or '.join(self.players)}")
+        for name in found:
+            player = self.players[name]
+            for part, module in (("", player.module), ("ema", player.average)):
+                if module is not None:
+                    own, other = (f"{name}.ema", name) if part else (name, f"{name}.ema")
+                    weights = tensors.get(own, tensors.get(other))
+                    mine = module.state_dict()
+                    check_tensors(f"{source}: {name}", mine, weights)
+                    for key, tensor in mine.items():
+                        tensor.copy_(weights[key])  # type: ignore[index]
+
+
+def check_tensors(what: str, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor] | None) -> None:
+    """Raise FastganError unless `theirs` has exactly the names and shapes of `mine`."""
+    if theirs is None:
+        raise FastganError(f"the checkpoint has no {what!r}: it belongs to another system; check --preset")
+    for key, tensor in mine.items():
+        if key not in theirs:
+            raise FastganError(
+                f"the checkpoint's {what!r} has no {key!r}: it is of another network; use the preset and options "
+                f"that it was made with"
+            )
+        if theirs[key].shape != tensor.shape:
+            raise FastganError(
+                f"the checkpoint's {what!r} is of another network: {key} is {list(theirs[key].shape)} there and "
+                f"{list(tensor.shape)} here; use the preset and options that it was made with"
+            )
+    extra = sorted(set(theirs) - set(mine))
+    if extra:
+        raise FastganError(f"the checkpoint's {what!r} is of another network: {extra[0]} is unknown here")
+
+
+def new_state(
+    system: System,
+    image: ImageShape,
+    optimizers: Mapping[str, Optimizer],
+    averaging: Averaging,
+    *,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> TrainState:
+    """A fresh state: networks initialised from `seed` alone, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        modules = system.players(image)
+    for name in optimizers:
+        if name not in modules:
+            raise FastganError(f"optim.{name}: the system has no such player{suggest(name, modules)}")
+    states = {}
+    for name, module in modules.items():
+        if name not in optimizers:
+            raise FastganError(f"optim.{name} is missing: every player needs an optimiser")
+        module.to(device=device, dtype=dtype, memory_format=memory_format).train()  # type: ignore[call-overload]
+        averaged = name in system.averaged and averaging.halflife_kimg > 0
+        states[name] = PlayerState(module, optimizers[name], averaged=averaged)
+    return TrainState(states, device)
+
+
+class Step:
+    """The training step of a system over a state.
+
+    Call it with the batches of one step (`batches` of them, each of `batch` images per rank).
+    """
+
+    def __init__(
+        self,
+        system: System,
+        state: TrainState,
+        averaging: Averaging,
+        *,
+        seed: int,
+        batch: int,
+        total: int,
+        world: int = 1,
+    ) -> None:
+        """total: images of the whole run, of which schedules are fractions; world: number of ranks"""
+        self.system, self.state, self.averaging = system, state, averaging
+        self.seed, self.global_batch = seed, batch * world
+        self.scalars = {name: torch.zeros_like(state.seen) for name in system.schedules()}
+        self.turns = system.turns(state.modules, self.scalars)
+        self.batches = sum(turn.repeat for turn in self.turns if turn.fresh and turn.plays(0))
+        self.progress = torch.zeros_like(state.seen)
+        players = [player.module for player in state.players.values()]
+        self._buffered = [m for p in players for m in p.modules() if any(True for _ in m.buffers(recurse=False))]
+        self._total = float(total)
+        self._sums: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # (turn, names of its values) -> sums
+
+    def __call__(self, next_batch: Callable[[], Batch]) -> None:
+        """Play all turns of the next step, on batches from `next_batch`, and advance the state."""
+        batch: Batch | None = None
+        self._schedule()
+        for number, turn in enumerate(self.turns):
+            if not turn.plays(self.state.step):
+                continue
+            for _ in range(turn.repeat):
+                if turn.fresh or batch is None:
+                    batch = next_batch()
+                self.play(turn, batch, Draw(self.seed, batch.index, stream=number))
+        self.state.step += 1
+        self.state.samples += self.batches * self.global_batch
+
+    def _schedule(self) -> None:
+        """Advance the device's count of images and set every scheduled scalar from it."""
+        torch.div(self.state.seen, self._total, out=self.progress)
+        for name, value in self.system.schedules().items():
+            self.scalars[name].copy_(value_at(value, self.progress))
+        self.state.seen.add_(self.batches * self.global_batch)
+
+    def play(self, turn: Turn, batch: Batch, draw: Draw) -> None:
+        """One turn: gradients, then the update of its players, or nothing where something is not finite."""
+        movers = {name: self.state.players[name] for name in turn.players}
+        buffers = [b for module in self._buffered for b in module.buffers(recurse=False)]
+        saved = [b.clone() for b in buffers]
+        for player in movers.values():
+            player.zero_grad()
+        statistics = turn.gradients(batch, draw)
+        norms = {name: player.gradient_norm() for name, player in movers.items()}
+        suffixes = {name: f".{name}" if len(norms) > 1 else "" for name in norms}
+        statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}
+        values = torch.stack([value.detach().double() for value in statistics.values()])
+        finite = values.isfinite().all()
+        skip = ~finite
+        for buffer, old in zip(buffers, saved, strict=True):
+            # Through .data: a graph that a later turn goes on from has seen this buffer, but not its values.
+            buffer.data.copy_(torch.where(skip, old, buffer))
+        decay = self.averaging.decay(self.state.seen, self.batches * self.global_batch)
+        for name, player in movers.items():
+            player.update(self.progress, decay, norms[name], skip)
+        self.state.skipped.copy_(torch.stack([self.state.skipped[0] + skip, (self.state.skipped[1] + 1) * skip]))
+        self._accumulate(turn.name, tuple(statistics), values, finite)
+
+    def _accumulate(self, turn: str, names: tuple[str, ...], values: Tensor, finite: Tensor) -> None:
+        """Add the turn's values [K], where all are finite, to the sums [K + 1] of this tick; the last counts turns."""
+        key = (turn, names)
+        if key not in self._sums:
+            self._sums[key] = values.new_zeros(len(values) + 1)
+        terms = torch.cat([values, torch.ones_like(values[:1])])
+        self._sums[key].add_(torch.where(finite, terms, 0.0))
+
+    def read_statistics(self) -> dict[str, Any]:
+        """Means since the last call, and the counts of skipped turns: the one place that reads the device."""
+        numbers = torch.cat([*self._sums.values(), self.state.skipped.double()]).tolist()
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for (turn, names), tensor in self._sums.items():
+            *values, count = (numbers.pop(0) for _ in range(len(names) + 1))
+            for name, value in zip(names, values, strict=True):
+                sums[f"{turn}.{name}"] = sums.get(f"{turn}.{name}", 0.0) + value
+                counts[f"{turn}.{name}"] = counts.get(f"{turn}.{name}", 0.0) + count
+            tensor.zero_()
+        means = {name: sums[name] / counts[name] if counts[name] else float("nan") for name in sums}
+        return means | {"skipped": int(numbers[0]), "skipped_in_a_row": int(numbers[1])}

@@ -1,0 +1,130 @@
+"""The clock of a training loop: how fast it goes, how long it waits for data, and a line when one is due."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from fastgan.data.feeder import Feeder
+from fastgan.run.log import RunLog
+from fastgan.step import Step, TrainState
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What the log says at a tick: where the run is, how fast, and the means since the last tick."""
+
+    step: int
+    samples: int
+    total: int
+    images_per_second: float
+    seconds_left: float
+    statistics: dict[str, float]
+
+
+class Ticker:
+    """Counts what the loop does; reads the device's statistics and logs them every `seconds` seconds.
+
+    total:   images of the whole run
+    on_tick: takes each Tick, after the log
+    images, seconds: trained so far in this process, without pauses
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        step: Step,
+        feeder: Feeder,
+        log: RunLog,
+        *,
+        total: int,
+        interval: float,
+        on_tick: Callable[[Tick], None],
+    ) -> None:
+        self.images, self.seconds = 0, 0.0
+        self._state, self._step, self._feeder, self._log = state, step, feeder, log
+        self._total, self._interval, self._on_tick = total, interval, on_tick
+        self._restart()
+
+    def _restart(self) -> None:
+        self._first, self._paused, self._waited = self._state.samples, 0.0, self._feeder.wait_seconds
+        self._began = time.monotonic()
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self._began >= self._interval
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was trained since the last tick."""
+        return self._state.samples > self._first
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time within does not count as training."""
+        began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
+
+    def tick(self) -> Tick:
+        """Log where the run is and the means since the last tick."""
+        means = self._step.read_statistics()
+        seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
+        samples, images = self._state.samples, self._state.samples - self._first
+        self.seconds += seconds
+        self.images += images
+        rate = images / seconds
+        statistics = means | {
+            "step": self._state.step,
+            "images": samples,
+            "images_per_second": rate,
+            "seconds": self.seconds,
+            "wait_share": (self._feeder.wait_seconds - self._waited) / seconds,
+            "peak_memory_mb": peak_memory_mb(self._state.device),
+            "progress": samples / self._total,
+        }
+        tick = Tick(self._state.step, samples, self._total, rate, max(self._total - samples, 0) / rate, statistics)
+        self._log.stats(statistics)
+        self._log.line(describe(tick), echo=False)
+        self._on_tick(tick)
+        self._restart()
+        return tick
+
+
+def describe(tick: Tick) -> str:
+    """A tick as one line."""
+    losses = (f"{k.removesuffix('.loss')} loss {v:.3f}" for k, v in tick.statistics.items() if k.endswith(".loss"))
+    words = [
+        f"{tick.samples / 1000:.1f} of {tick.total / 1000:g} kimg",
+        f"{tick.images_per_second:.0f} images/s",
+        f"{clock(tick.seconds_left)} left",
+        *losses,
+    ]
+    if tick.statistics["skipped"]:
+        words.append(f"{tick.statistics['skipped']:.0f} turns skipped (not finite)")
+    return ", ".join(words)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far, MiB: of the GPU where it trains on one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,339 @@
+"""train(config): data -> step -> log, pictures, checkpoints, report. The only place where all of them meet."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastgan.contract import ImageShape, System
+from fastgan.data import DataOptions, ImageSet, open_images
+from fastgan.data.feeder import Feeder
+from fastgan.errors import FastganError
+from fastgan.kernels import _runtime
+from fastgan.optim import Averaging, Optimizer
+from fastgan.pictures import picture_latents, sample_images
+from fastgan.run import checkpoint as checkpoints
+from fastgan.run import folder
+from fastgan.run.images import grid, save_png, to_uint8
+from fastgan.run.log import RunLog
+from fastgan.run.report import write_report
+from fastgan.run.signals import StopSignals
+from fastgan.step import Step, TrainState, new_state
+from fastgan.ticker import Tick, Ticker
+
+DONE, RESUMABLE = 0, 3  # exit statuses
+
+
+@dataclass(frozen=True)
+class Output:
+    """When a run writes what.
+
+    tick_seconds:     a line in the log, in stats.jsonl and on the terminal at least this many seconds apart
+    grid_kimg:        a grid of samples every so many thousand images (0: at start and end only)
+    checkpoint_kimg:  a checkpoint every so many thousand images (0: at the end only)
+    keep:             checkpoints that stay on the disk
+    grid_images:      pictures in a grid
+    """
+
+    tick_seconds: float = 10.0
+    grid_kimg: float = 50.0
+    checkpoint_kimg: float = 50.0
+    keep: int = 3
+    grid_images: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("tick_seconds", "grid_kimg", "checkpoint_kimg"):
+            if not getattr(self, name) >= 0:
+                raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("keep", "grid_images"):
+            if getattr(self, name) < 1:
+                raise FastganError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a training run.
+
+    preset:        name of the preset that the rest started from
+    system:        adversarial system with its networks, losses and penalties
+    optim:         optimiser of each player, by name
+    kimg:          length of the run, in thousands of real images
+    batch:         images per turn
+    seed:          of initial weights, order of the data, and all noise
+    out:           run folder
+    device:        "auto", "cpu", "cuda", "cuda:1", ...
+    channels_last: memory format of the networks
+    init:          run folder, checkpoint or .safetensors file to take first weights from ("": none)
+    resume:        "auto" (go on with what is in `out`), "never", or a run folder or checkpoint to go on from
+    max_skipped:   training stops after so many turns in a row that were not finite
+    """
+
+    preset: str
+    system: System
+    optim: dict[str, Optimizer]
+    data: DataOptions = field(default_factory=DataOptions)
+    averaging: Averaging = field(default_factory=Averaging)
+    output: Output = field(default_factory=Output)
+    kimg: float = 1000.0
+    batch: int = 64
+    seed: int = 0
+    out: str = ""
+    device: str = "auto"
+    channels_last: bool = True
+    init: str = ""
+    resume: str = "auto"
+    max_skipped: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("kimg", "batch", "max_skipped"):
+            if not getattr(self, name) > 0 or math.isinf(getattr(self, name)):
+                raise FastganError(f"{name} must be more than 0, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise FastganError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(self.data.channels, self.data.size)
+
+    @property
+    def images(self) -> int:
+        """Length of the run in images."""
+        return max(1, round(self.kimg * 1000))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of train() ended. status: DONE or RESUMABLE; pictures and report are paths."""
+
+    status: int
+    out: Path
+    samples: int
+    images_per_second: float
+    pictures: Path
+    report: Path
+
+
+@dataclass
+class _Run:
+    """The parts of a run while it goes on."""
+
+    config: Config
+    mapping: dict[str, object]  # the config as plain values, for the checkpoints
+    out: Path
+    images: ImageSet
+    data: dict[str, object]  # fingerprint of the images
+    state: TrainState
+    step: Step
+    feeder: Feeder
+    log: RunLog
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device called `name`, or FastganError; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FastganError(f"device {name!r} cannot be used here ({reason}); use --device cpu, cuda or auto") from None
+    return device
+
+
+def train(
+    config: Config,
+    *,
+    mapping: dict[str, object],
+    toml: str,
+    echo: Callable[[str], None] = print,
+    on_tick: Callable[[Tick], None] = lambda tick: None,
+) -> Outcome:
+    """Train as `config` says, from the start or from where the run in `config.out` stopped.
+
+    mapping, toml: the config as plain values and as TOML, to be stored;  echo: takes the log's lines
+    Raises FastganError for what a user can mend; a run's checkpoints are never lost by it.
+    """
+    out = Path(config.out)
+    with mendable_disk_errors(out):
+        device = pick_device(config.device)
+        images = open_images(config.data)
+        saved = folder.find_checkpoint(out, config.resume, echo)
+        if saved is not None:
+            folder.check_same_run(saved, mapping, fingerprint(images))
+        state = build_state(config, device)
+        if saved is not None:
+            state.restore(saved.tensors, saved.state["counters"])
+        elif config.init:
+            folder.initialise(state, config.init)
+        step = Step(config.system, state, config.averaging, seed=config.seed, batch=config.batch, total=config.images)
+        with Feeder(
+            images,
+            seed=config.seed,
+            batch=config.batch,
+            first_sample=state.samples,
+            device=device,
+            mirror=config.data.mirror,
+        ) as feeder:
+            folder.prepare(out, toml)
+            with RunLog(out, echo=echo, resume_at=state.samples) as log:
+                run = _Run(config, mapping, out, images, fingerprint(images), state, step, feeder, log)
+                _start(run, saved)
+                ticker = Ticker(
+                    state, step, feeder, log, total=config.images, interval=config.output.tick_seconds, on_tick=on_tick
+                )
+                stopped = _loop(run, ticker)
+                return _finish(run, stopped, ticker.images_per_second)
+
+
+def fingerprint(images: ImageSet) -> dict[str, object]:
+    """What tells one set of images from another: their number, and a hash of 16 spread over the set."""
+    chosen = np.linspace(0, len(images) - 1, num=min(16, len(images))).astype(np.int64)
+    return {"images": len(images), "sha256": hashlib.sha256(images.read(chosen).tobytes()).hexdigest()}
+
+
+def build_state(config: Config, device: torch.device) -> TrainState:
+    """Fresh players and optimisers of a config."""
+    return new_state(
+        config.system,
+        config.shape,
+        config.optim,
+        config.averaging,
+        seed=config.seed,
+        device=device,
+        memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
+    )
+
+
+def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
+    """First lines of the log; pictures of the reals and of the untrained generator."""
+    config, out = run.config, run.out
+    run.log.line(_runtime.build_summary())
+    run.log.line(run.images.summary)
+    parameters = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in run.state.modules.items())
+    run.log.line(
+        f"preset {config.preset}, {config.shape.size}x{config.shape.size}, batch {config.batch}, on "
+        f"{run.state.device}; parameters: {parameters}"
+    )
+    report = [op.__dict__ for op in _runtime.report()]
+    folder.write_text(out / "kernels.json", json.dumps(report, indent=1))
+    if saved is not None:
+        run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
+        return
+    if config.init:
+        run.log.line(f"first weights from {config.init}")
+    count = min(config.output.grid_images, len(run.images))
+    reals = torch.from_numpy(run.images.read(torch.arange(count).numpy()))
+    save_png(grid(reals, columns=_columns(count)), out / "reals.png")
+    _draw_fakes(run)
+
+
+def _loop(run: _Run, ticker: Ticker) -> str | None:
+    """Train to the end or to a signal, whose name is returned. Checkpoints and pictures on the way."""
+    config, state, output = run.config, run.state, run.config.output
+    started = state.samples
+    with StopSignals() as signals:
+        while state.samples < config.images and not signals.received:
+            before = state.samples
+            run.step(run.feeder.__next__)
+            if ticker.due:
+                _check_finite(run, ticker.tick())
+            if state.samples < config.images and not signals.received:
+                with ticker.pause():
+                    if _crossed(before, state.samples, output.grid_kimg):
+                        _draw_fakes(run)
+                    if _crossed(before, state.samples, output.checkpoint_kimg):
+                        _save(run)
+        if ticker.pending:
+            _check_finite(run, ticker.tick())
+        if state.samples > started:
+            _save(run)
+        return signals.received if state.samples < config.images else None
+
+
+def _check_finite(run: _Run, tick: Tick) -> None:
+    """Stop the run where too many turns in a row were skipped."""
+    in_a_row = int(tick.statistics["skipped_in_a_row"])
+    if in_a_row >= run.config.max_skipped:
+        _save(run)  # nothing of those turns was applied: the weights are the last good ones
+        raise FastganError(
+            f"{in_a_row} turns in a row had a loss or gradient that is not finite, so training stopped at "
+            f"{tick.samples / 1000:.1f} kimg; lower the learning rates (--set optim.critic.lr=...) or raise the "
+            f"penalty, and go on with --init {run.out} in a new --out"
+        )
+
+
+def _crossed(before: int, now: int, kimg: float) -> bool:
+    """Whether a multiple of `kimg` lies in (before, now]."""
+    return kimg > 0 and int(now // (kimg * 1000)) != int(before // (kimg * 1000))
+
+
+def _columns(count: int) -> int:
+    return math.ceil(math.sqrt(count))
+
+
+def _draw_fakes(run: _Run) -> None:
+    """Samples of the averaged generator for the run's fixed latents, as fakes-KIMG.png."""
+    count = run.config.output.grid_images
+    latents = picture_latents(run.config.system, range(count), run.state.device)
+    images = to_uint8(sample_images(run.config.system, run.state.averages, latents))
+    save_png(grid(images, columns=_columns(count)), run.out / f"fakes-{run.state.samples:09}.png")
+
+
+def _save(run: _Run) -> None:
+    state = {"config": run.mapping, "counters": run.state.counters(), "data": run.data}
+    path = checkpoints.save(
+        run.out / "checkpoints",
+        f"step-{run.state.step:09}",
+        run.state.tensors(),
+        state,
+        keep=run.config.output.keep,
+    )
+    run.log.line(f"saved {path}", echo=False)
+
+
+def _finish(run: _Run, stopped: str | None, images_per_second: float) -> Outcome:
+    """Last pictures, the report, and how it ended."""
+    _draw_fakes(run)
+    folder.write_text(run.out / "next.txt", "\n".join(folder.next_commands(run.out, run.config.kimg)) + "\n")
+    report = write_report(run.out)
+    if stopped:
+        run.log.line(f"stopped by {stopped} at {run.state.samples / 1000:.1f} kimg and saved; the same command goes on")
+    return Outcome(
+        RESUMABLE if stopped else DONE,
+        run.out,
+        run.state.samples,
+        images_per_second,
+        max(run.out.glob("fakes-*.png")),
+        report,
+    )
+
+
+@contextmanager
+def mendable_disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.ENOTDIR,
+        ):
+            raise
+        raise FastganError(
+            f"cannot write {error.filename or out}: {error.strerror}; make room or choose another --out, then run "
+            f"the same command again: it goes on from the newest checkpoint"
+        ) from error

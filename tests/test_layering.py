@@ -1,0 +1,118 @@
+"""Imports point downward only, there is no circle, and only the command line knows tyro and rich."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fastgan"
+
+# Room -> rooms that it may import. A room is a module or a folder directly under fastgan/.
+ANYWHERE = {"errors", "_version"}
+BELOW: dict[str, set[str]] = {
+    "__init__": set(),
+    "_version": set(),
+    "__main__": {"cli"},
+    "cli": {"bench", "config", "presets", "train", "trial", "ticker", "pictures", "run", "kernels", "__init__"},
+    "config": {"presets", "schedule", "train"},
+    "presets": {"data", "gans", "models", "optim", "schedule", "train"},
+    "trial": {"bench", "contract", "data", "kernels", "step", "train"},
+    "train": {"contract", "data", "kernels", "optim", "pictures", "run", "step", "ticker"},
+    "ticker": {"data", "run", "step"},
+    "pictures": {"contract", "step"},
+    "step": {"contract", "gans", "optim", "schedule"},
+    "gans": {"contract", "losses", "models", "penalty", "schedule"},
+    "models": {"contract", "nn"},
+    "penalty": {"sweep"},
+    "losses": set(),
+    "optim": {"kernels", "schedule"},
+    "data": {"contract", "kernels"},
+    "run": set(),
+    "bench": set(),
+    "contract": {"kernels", "schedule"},
+    "schedule": set(),
+    "errors": set(),
+    "kernels": set(),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, relative ones made absolute, also inside functions."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def room(dotted: str) -> str:
+    parts = dotted.split(".")
+    if len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()):
+        return parts[1]
+    return "__init__"
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downward(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    own = relative.parts[0].removesuffix(".py")
+    assert own in BELOW, f"fastgan/{own} is a new room: say in BELOW what it may import"
+    for name in imports(path):
+        if name.split(".")[0] == "fastgan":
+            target = room(name)
+            assert target in BELOW[own] | ANYWHERE | {own}, f"fastgan.{own} imports {name}, which is not below it"
+        if name.split(".")[0] in ("tyro", "rich"):
+            assert own == "cli", f"{relative} imports {name}; only cli.py may"
+
+
+def test_rooms_have_no_circle() -> None:
+    graph = {own: below - {own} for own, below in BELOW.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert set(order) >= set(BELOW)
+
+
+def test_modules_have_no_circle() -> None:
+    def module(path: Path) -> str:
+        return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+    known = {module(p) for p in files()}
+    graph: dict[str, set[str]] = {}
+    for path in files():
+        targets = set()
+        for name in imports(path):
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            if name and name != module(path):
+                targets.add(name)
+        graph[module(path)] = targets
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_layers_and_penalties_do_not_pay_for_the_trainer() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, fastgan.penalty, fastgan.losses, fastgan.models; "
+        "bad = [m for m in sys.modules if m.startswith(('fastgan.train', 'fastgan.data', 'fastgan.run', "
+        "'fastgan.cli', 'tyro', 'rich', 'PIL'))]; print(bad); sys.exit(bool(bad))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_file_stays_readable() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in files() if (n := len(p.read_text().splitlines())) > 400}
+    assert not long, f"files over 400 lines: {long}"
