@@ -9,7 +9,8 @@ was and why.
     FASTGAN_BUILD=0         nothing is compiled
     FASTGAN_ARCHS=80,90a    CUDA architectures, instead of all of ours that nvcc knows
 
-CXX, CXXFLAGS, LDFLAGS and CUDA_HOME are honoured. In place, for development: `python setup.py build_ext --inplace`.
+CXX, CXXFLAGS, LDFLAGS, CUDACXX (nvcc; empty for no CUDA part) and CUDA_HOME are honoured.
+In place, for development: `python setup.py build_ext --inplace`.
 """
 
 from __future__ import annotations
@@ -96,6 +97,10 @@ def find_ninja() -> str:
 
 
 def find_nvcc() -> str:
+    if "CUDACXX" in os.environ:
+        if os.environ["CUDACXX"]:
+            return os.environ["CUDACXX"]
+        raise NotBuilt("switched off (CUDACXX is empty)")
     folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     for folder in [*map(str, folders), None, "/usr/local/cuda/bin"]:  # None: the PATH
         if found := shutil.which("nvcc", path=folder):
@@ -165,11 +170,13 @@ def ninja_file(cxx: list[str], cpu: Part, nvcc: str, cuda: Part, target: Path) -
         more = "$in -o $out" if name == "link" else "-MMD -MF $out.d -c $in -o $out"
         return f"rule {name}\n  command = {shell(command)} {more}\n{dependencies}"
 
-    sources = [("bind", CSRC / "bind.cpp"), *(("cxx", path) for path in sorted((CSRC / "cpu").glob("*.cpp")))]
+    sources = [("cxx", CSRC / "bind.cpp"), *(("cxx", path) for path in sorted((CSRC / "cpu").glob("*.cpp")))]
     sources += [("nvcc", path) for path in sorted((CSRC / "cuda").glob("*.cu"))] if cuda.built else []
     objects = [Path(f"{path.parent.name}_{path.stem}.o") for _, path in sources]
+    if cuda.built:  # objects of either kind are kept, so that the next build has less to do
+        sources[0], objects[0] = ("bind_cuda", CSRC / "bind.cpp"), Path("bind_cuda.o")
     edges = [f"build {out}: {name} {escape(path)}" for out, (name, path) in zip(objects, sources, strict=True)]
-    rules = [rule("cxx", [*cxx, *flags]), rule("bind", [*cxx, *flags, *["-DFASTGAN_CUDA"] * cuda.built])]
+    rules = [rule("cxx", [*cxx, *flags]), rule("bind_cuda", [*cxx, *flags, "-DFASTGAN_CUDA"])]
     rules += [rule("nvcc", [nvcc, *NVCC_FLAGS, f"-I{CSRC}", *gencode])] if cuda.built else []
     rules += [rule("link", [*linker, *ldflags])]
     link = f"build {escape(target)}: link {' '.join(map(str, objects))}"
@@ -247,6 +254,8 @@ class BuildNative(build_ext):
 
     def _ninja(self, ninja: str, text: str, what: str) -> None:
         folder = Path(self.build_temp).resolve()
+        if self.inplace:  # of an editable installation it would be a temporary one, and nothing in it ever used again
+            folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(text)
         print(run([ninja, "-v", "-C", str(folder)], what), flush=True)

@@ -6,6 +6,7 @@ critic, generator, and the generator's moving average. Images are [N, C, H, W], 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,14 +21,16 @@ Loop = Callable[[Tensor, Tensor], None]
 class Recipe:
     """What a loop has to know besides the networks.
 
-    loss:   "non_saturating" or "relativistic"
-    r1, r2: gamma in gamma/2 * mean_n |grad D|^2 on reals, on fakes
-    decay:  of the generator's moving average, per step
+    loss:          "non_saturating" or "relativistic"
+    r1, r2:        gamma in gamma/2 * mean_n |grad D|^2 on reals, on fakes
+    penalty_every: penalties in every k-th step only, k times as strong
+    decay:         of the generator's moving average, per step
     """
 
     loss: str
     r1: float
     r2: float
+    penalty_every: int
     lr: float
     beta1: float
     beta2: float
@@ -45,13 +48,15 @@ def tidy(generator: nn.Module, average: nn.Module, critic: nn.Module, recipe: Re
     critic_adam = torch.optim.Adam(critic.parameters(), **options)
     generator_adam = torch.optim.Adam(generator.parameters(), **options)
     averages, values = averaged_tensors(average), averaged_tensors(generator)
+    numbers = itertools.count()
 
     def loop(images: Tensor, latents: Tensor) -> None:
         fakes = generator(latents)
+        strength = recipe.penalty_every if next(numbers) % recipe.penalty_every == 0 else 0
 
         critic_adam.zero_grad(set_to_none=True)
-        real, r1 = logits_and_penalty(critic, images, recipe.r1)
-        fake, r2 = logits_and_penalty(critic, fakes.detach(), recipe.r2)
+        real, r1 = logits_and_penalty(critic, images, strength * recipe.r1)
+        fake, r2 = logits_and_penalty(critic, fakes.detach(), strength * recipe.r2)
         (critic_loss(recipe, real, fake) + r1 + r2).backward()
         critic_adam.step()
 

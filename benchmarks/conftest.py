@@ -71,6 +71,7 @@ class Comparison:
         notes: Mapping[str, str] | None = None,
     ) -> bench.Case:
         seconds = bench.measure(candidates, device=self.device, rounds=rounds, budget=self.config.getoption("--budget"))
+        seconds = {name: [float(f"{s:.5g}") for s in times] for name, times in seconds.items()}
         result = bench.Case(case, ours, seconds, bytes, flops, dict(memory or {}), dict(notes or {}))
         self.config.stash[CASES].setdefault(subject, []).append(result)
         ratios = {name: str(result.ratio(name)) for name in candidates if name != ours}

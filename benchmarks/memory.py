@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory PRESET CANDIDATE BATCH DEVICE
 
-prints the bytes that building the networks and three training steps took: on a CPU how much the peak of the
+prints the bytes that building the networks and training steps took: on a CPU how much the peak of the
 process rose, on a GPU the most that tensors held.
 """
 

@@ -37,9 +37,12 @@ def recipe_of(config: Config) -> Recipe:
     system, critic = config.system, config.optim["critic"]
     assert critic == config.optim["generator"]
     assert critic.kind == "adam"
+    assert system.critic_steps == 1
+    assert not system.wgan_gp
     lr, beta1, beta2 = (_start(value) for value in (critic.lr, critic.beta1, critic.beta2))
     decay = 2.0 ** (-config.batch / (config.averaging.halflife_kimg * 1000))
-    return Recipe(system.loss, _start(system.r1), _start(system.r2), lr, beta1, beta2, critic.eps, decay)
+    r1, r2 = _start(system.r1), _start(system.r2)
+    return Recipe(system.loss, r1, r2, system.penalty_every, lr, beta1, beta2, critic.eps, decay)
 
 
 def _start(value: Scheduled) -> float:
@@ -80,16 +83,22 @@ class Engine:
         return Engine(config, state, step)
 
     def latents(self, batch: Batch) -> Tensor:
-        """The latents that the engine draws for `batch`."""
-        return self.config.system.latents(Draw(SEED, batch.index, stream=0))
+        """The latents that the engine will draw in its next step if that is on `batch`."""
+        turn = next(number for number, turn in enumerate(self.step.turns) if turn.plays(self.state.step))
+        return self.config.system.latents(Draw(SEED, batch.index, stream=turn))
 
 
 def timed_engine(config: Config, device: str) -> Callable[[], None]:
-    """The engine's step on one batch."""
+    """The engine's steps of one lazy cycle, on one batch."""
     engine = Engine.of(config, device)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     batch = random_batch(config, 0, device, torch.float32, layout)
-    return lambda: engine.step(lambda: batch)
+
+    def cycle() -> None:
+        for _ in range(config.system.penalty_every):
+            engine.step(lambda: batch)
+
+    return cycle
 
 
 @dataclass
@@ -119,7 +128,7 @@ class Networks:
 def timed_loop(
     make: Callable[..., Loop], config: Config, device: str, layout: str, *, compiled: bool = False
 ) -> Callable[[], None]:
-    """A plain loop on one batch, latents from torch.randn as usual."""
+    """A plain loop's steps of one lazy cycle, on one batch, latents from torch.randn as usual."""
     networks = Networks.of(config, device, layout=layout)
     generator, critic = networks.generator, networks.critic
     if compiled:
@@ -130,7 +139,12 @@ def timed_loop(
     if compiled:
         expected, got = networks.critic(networks.generator(latents)), critic(generator(latents))
         assert torch.linalg.vector_norm(got - expected) < 1e-2 * torch.linalg.vector_norm(expected), "miscompiled"
-    return lambda: loop(images, torch.randn_like(latents))
+
+    def cycle() -> None:
+        for _ in range(config.system.penalty_every):
+            loop(images, torch.randn_like(latents))
+
+    return cycle
 
 
 def compiled_like(network: nn.Module, device: str) -> nn.Module:
@@ -199,8 +213,8 @@ def stopwatch(engine: Engine) -> Iterator[Stopwatch]:
             handle.remove()
 
 
-def overhead(config: Config, device: str, steps: int = 8) -> float:
-    """Share of the engine's step that is not forward, backward or update: median over `steps` steps.
+def overhead(config: Config, device: str, cycles: int = 8) -> float:
+    """Share of the engine's step that is not forward, backward or update: median over `cycles` lazy cycles.
 
     What is left: latents, losses, zeroed gradients, the check for non-finite values, statistics, schedules,
     Python. On a GPU every part is synchronised: the share is an upper bound of what an undisturbed step has.
@@ -208,11 +222,12 @@ def overhead(config: Config, device: str, steps: int = 8) -> float:
     engine = Engine.of(config, device)
     batch = random_batch(config, 0, device, torch.float32, torch.channels_last)
     shares = []
-    for _ in range(steps + 2):
+    for _ in range(cycles + 2):
         with stopwatch(engine) as watch:
             watch.synchronize()
             start = time.perf_counter()
-            engine.step(lambda: batch)
+            for _ in range(config.system.penalty_every):
+                engine.step(lambda: batch)
             watch.synchronize()
             shares.append(1 - watch.seconds / (time.perf_counter() - start))
-    return sorted(shares[2:])[steps // 2]
+    return sorted(shares[2:])[cycles // 2]

@@ -1,7 +1,7 @@
 // Adam (Kingma & Ba 2015) and the exponential moving average of the parameters, in one pass over memory.
 //
-// The mathematics and the meaning of every argument: fastgan/kernels/adam_ema.py. All scalars are read where they lie,
-// on the device of the parameters: nothing here waits for, or reads from, a GPU on the host.
+// The mathematics and the meaning of every argument: fastgan/kernels/adam_ema.py. All scalars are read where they
+// lie, on the device of the parameters: the host neither waits for a GPU nor reads from it.
 #pragma once
 
 #include "portable.h"
@@ -101,7 +101,7 @@ void fastgan_adam_ema_cpu(const fastgan::AdamEmaTensors* tensors, const fastgan:
                           fastgan::AdamEmaTypes types, int threads);
 
 // Queues the update on `stream` of `device`. scratch: kAdamEmaScratch aligned bytes on the device, in use until the
-// update is done. Returns a cudaError_t: when the first launch fails nothing has been changed.
+// update is done. Returns a cudaError_t; unless it is 0, nothing was changed.
 int fastgan_adam_ema_cuda(const fastgan::AdamEmaTensors* tensors, const fastgan::AdamEmaScalars* scalars,
                           fastgan::AdamEmaTypes types, void* scratch, int device, void* stream);
 }

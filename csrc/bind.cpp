@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -50,18 +51,19 @@ struct AdamEmaCall {
 };
 
 // Scalars: step, lr, beta1, beta2, ema_decay, grad_scale (double), skip (bool).
-AdamEmaCall adam_ema_call(Addresses params, Addresses grads, Addresses exp_avgs, Addresses exp_avg_sqs, Addresses emas,
-                          std::vector<int64_t> sizes, const std::array<Address, 7>& s, double eps) {
-  const AdamEmaScalars scalars = {at<double>(s[0]),       at<const double>(s[1]), at<const double>(s[2]), at<const double>(s[3]),
-                                  at<const double>(s[4]), at<const double>(s[5]), at<const bool>(s[6]),   eps};
-  return {std::move(params),      std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs), std::move(emas),
-          std::move(sizes), scalars};
+AdamEmaCall adam_ema_call(Addresses params, Addresses grads, Addresses exp_avgs, Addresses exp_avg_sqs,
+                          Addresses emas, std::vector<int64_t> sizes, const std::array<Address, 7>& s, double eps) {
+  const auto number = [&s](int i) { return at<const double>(s[i]); };
+  const AdamEmaScalars scalars = {at<double>(s[0]), number(1), number(2),          number(3),
+                                  number(4),        number(5), at<const bool>(s[6]), eps};
+  return {std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs),
+          std::move(emas),   std::move(sizes), scalars};
 }
 
 // ---- counter_noise
 
-CounterNoise counter_noise(uint64_t seed, uint32_t stream, Address index, int64_t samples, int64_t elements, int64_t high,
-                           Address out) {
+CounterNoise counter_noise(uint64_t seed, uint32_t stream, Address index, int64_t samples, int64_t elements,
+                           int64_t high, Address out) {
   return {seed, stream, at<const int64_t>(index), samples, elements, high, at<void>(out)};
 }
 
@@ -72,8 +74,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("ABI") = kAbi;
 
   py::class_<AdamEmaCall>(m, "AdamEmaCall")
-      .def(py::init(&adam_ema_call), py::arg("params"), py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"),
-           py::arg("emas"), py::arg("sizes"), py::arg("scalars"), py::arg("eps"));
+      .def(py::init(&adam_ema_call), py::arg("params"), py::arg("grads"), py::arg("exp_avgs"),
+           py::arg("exp_avg_sqs"), py::arg("emas"), py::arg("sizes"), py::arg("scalars"), py::arg("eps"));
   m.def(
       "adam_ema_cpu",
       [](const AdamEmaCall& call, int types, int threads) {

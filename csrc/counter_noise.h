@@ -1,8 +1,9 @@
 // Random numbers as a pure function of (seed, sample index, stream, element): Philox4x32-10 of Salmon et al.,
-// "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), and what uniform, normal and integer numbers make of its words.
+// "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), and the numbers that are made of its words.
+// fastgan/kernels/counter_noise.py has the definitions, and the same in PyTorch.
 //
-// Every floating-point operation below is correctly rounded on every processor and none is contracted, so that the C++ and the
-// CUDA compiler make the same bits of it. fastgan/kernels/counter_noise.py has the definition, and the same in PyTorch.
+// Every floating-point operation below is correctly rounded on every processor and none is contracted, so that the
+// C++ and the CUDA compiler make the same bits of it.
 #pragma once
 
 #include "portable.h"
@@ -45,8 +46,8 @@ FASTGAN_HD Words philox4x32_10(Words counter, uint32_t key0, uint32_t key1) {
   return {{c0, c1, c2, c3}};
 }
 
-// The words of elements 4 block .. 4 block + 3. Numbers of 53 or 63 bits take further, `low` words from the upper half of
-// the range of blocks, so that their leading bits are those of the 32-bit numbers.
+// The words of elements 4 block .. 4 block + 3. Numbers of 53 or 63 bits take further, `low` words from the upper half
+// of the range of blocks, so that their leading bits are those of the 32-bit numbers.
 FASTGAN_HD Words counter_words(const CounterNoise& noise, uint32_t index_low, uint32_t index_high, uint32_t block,
                                bool low) {
   const Words counter = {{index_low, index_high, block | (low ? 0x80000000u : 0u), noise.stream}};
@@ -93,8 +94,8 @@ struct Pair {
   double first, second;
 };
 
-// Box & Muller (1958): sqrt(-2 log u) (cos 2 pi v, sin 2 pi v), u in (0, 1], v in [0, 1) turns; `v_word`: first 32 bits of v.
-// The angle is reduced to [-pi/4, pi/4] by whole quarter turns, which is exact, and summed there as a Taylor series.
+// Box & Muller (1958): sqrt(-2 log u) (cos 2 pi v, sin 2 pi v) for u in (0, 1], v in [0, 1); `v_word`: first 32 bits of
+// v. The angle is reduced to [-pi/4, pi/4] by whole quarter turns, which is exact, and summed there as a Taylor series.
 FASTGAN_HD Pair box_muller(double u, double v, uint32_t v_word) {
   const double radius = std::sqrt(-2.0 * log_unit(u));
   const uint32_t quarter = (v_word >> 30) + ((v_word >> 29) & 1u);  // 0..4
@@ -130,7 +131,7 @@ FASTGAN_HD Pair normal_double(uint32_t u, uint32_t u_low, uint32_t v, uint32_t v
   return box_muller((bits53(u, u_low) + 0.5) * 0x1p-53, bits53(v, v_low) * 0x1p-53, v);
 }
 
-// 63 random bits modulo `high`: no value is more likely than another by more than high / 2^63.
+// 63 random bits modulo `high`, which is at most 2^32: no value is likelier than another by more than 2^-31.
 FASTGAN_HD int64_t integer_below(uint32_t high_word, uint32_t low_word, int64_t high) {
   return int64_t((uint64_t(high_word) << 31) | (low_word >> 1)) % high;
 }
@@ -141,5 +142,6 @@ extern "C" {
 void fastgan_counter_noise_cpu(const fastgan::CounterNoise* noise, fastgan::CounterNoiseKind kind, int threads);
 
 // Queues on `stream` of `device`; returns a cudaError_t.
-int fastgan_counter_noise_cuda(const fastgan::CounterNoise* noise, fastgan::CounterNoiseKind kind, int device, void* stream);
+int fastgan_counter_noise_cuda(const fastgan::CounterNoise* noise, fastgan::CounterNoiseKind kind, int device,
+                               void* stream);
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 extern "C" {
-// 0 when kernels of this build run on `device`, else a cudaError_t: no device, a driver that is too old, no code for it.
+// 0 when kernels of this build run on `device`, else a cudaError_t: no device, too old a driver, no code for it.
 int fastgan_cuda_status(int device);
 
 // The name and the meaning of a cudaError_t.

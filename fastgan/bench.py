@@ -120,7 +120,9 @@ class Result:
         """Write `folder/<device>/<subject>.json` and return its path."""
         path = folder / self.device.slug / f"{self.subject}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        stored = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        stored = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", stored)  # a list, a line
+        path.write_text(stored + "\n")
         return path
 
     @staticmethod

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,7 @@ class Config:
     seed:          of initial weights, order of the data, and all noise
     out:           run folder
     device:        "auto", "cpu", "cuda", "cuda:1", ...
+    threads:       CPU threads of PyTorch (0: as many as it chooses); small networks are faster with one
     channels_last: memory format of the networks
     init:          run folder, checkpoint or .safetensors file to take first weights from ("": none)
     resume:        "auto" (go on with what is in `out`), "never", or a run folder or checkpoint to go on from
@@ -88,6 +89,7 @@ class Config:
     seed: int = 0
     out: str = ""
     device: str = "auto"
+    threads: int = 0
     channels_last: bool = True
     init: str = ""
     resume: str = "auto"
@@ -97,6 +99,8 @@ class Config:
         for name in ("kimg", "batch", "max_skipped"):
             if not getattr(self, name) > 0 or math.isinf(getattr(self, name)):
                 raise FastganError(f"{name} must be more than 0, got {getattr(self, name)}")
+        if self.threads < 0:
+            raise FastganError(f"threads must be 0 or more, got {self.threads}")
         if not 0 <= self.seed < 2**63:
             raise FastganError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
 
@@ -166,6 +170,8 @@ def train(
     out = Path(config.out)
     with mendable_disk_errors(out):
         device = pick_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         images = open_images(config.data)
         saved = folder.find_checkpoint(out, config.resume, echo)
         if saved is not None:
@@ -224,8 +230,10 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
         f"preset {config.preset}, {config.shape.size}x{config.shape.size}, batch {config.batch}, on "
         f"{run.state.device}; parameters: {parameters}"
     )
-    report = [op.__dict__ for op in _runtime.report()]
-    folder.write_text(out / "kernels.json", json.dumps(report, indent=1))
+    for line in run.images.left_out:
+        run.log.line(line, echo=False)
+    folder.write_text(out / "kernels.json", json.dumps([asdict(op) for op in _runtime.report()], indent=1))
+    folder.write_text(out / "about.json", json.dumps({"data": run.images.summary, "device": str(run.state.device)}))
     if saved is not None:
         run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
         return

@@ -28,7 +28,7 @@ TINY = [
     "--set",
     "system.networks.generator_width=4",
     "--set",
-    "system.networks.critic_width=4",
+    "system.networks.generator_layers=[16]",
     "--set",
     "system.latent=8",
 ]

@@ -90,10 +90,19 @@ def gradients(critic: nn.Module) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in critic.named_parameters()}
 
 
-def expected(critic: nn.Module, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], loss: Callable[...,
-Tensor],
-             *, r1: float = 0.0, r2: float = 0.0, wgan_gp: float = 0.0, epsilon: Tensor | None = None,
-             real_labels: tuple[Tensor, ...] = (), fake_labels: tuple[Tensor, ...] = ()) -> dict[str, Tensor]:
+def expected(
+    critic: nn.Module,
+    real: tuple[Tensor, ...],
+    fake: tuple[Tensor, ...],
+    loss: Callable[..., Tensor],
+    *,
+    r1: float = 0.0,
+    r2: float = 0.0,
+    wgan_gp: float = 0.0,
+    epsilon: Tensor | None = None,
+    real_labels: tuple[Tensor, ...] = (),
+    fake_labels: tuple[Tensor, ...] = (),
+) -> dict[str, Tensor]:
     """The gradients by torch.func: each sample's input gradient from a critic that sees this sample only."""
 
     def squares(weights: dict[str, Tensor], inputs: tuple[Tensor, ...], labels: tuple[Tensor, ...]) -> Tensor:
@@ -114,8 +123,9 @@ Tensor],
             value = value + r2 / 2 * squares(weights, fake, fake_labels).mean()
         if wgan_gp:
             weight = [epsilon.view(-1, *[1] * (x.ndim - 1)) for x in real]
-            between = tuple(e * x + (1 - e) * y if x.is_floating_point() else x
-                            for e, x, y in zip(weight, real, fake, strict=True))
+            between = tuple(
+                e * x + (1 - e) * y if x.is_floating_point() else x for e, x, y in zip(weight, real, fake, strict=True)
+            )
             norms = squares(weights, between, real_labels).sqrt()
             value = value + wgan_gp * (norms - 1).square().mean()
         return value
@@ -125,8 +135,7 @@ Tensor],
 
 def assert_gradients(critic: nn.Module, wanted: dict[str, Tensor]) -> None:
     for name, gradient in gradients(critic).items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name:
-        f"{n}: {m}")
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 COMBINATIONS = [c for c in itertools.product((0.0, 0.7), (0.0, 1.3), (0.0, 10.0)) if any(c)]
@@ -140,8 +149,7 @@ def test_every_combination_against_an_independent_second_derivative(r1: float, r
     result = critic_backward(critic, real, fake, loss, epsilon=epsilon, **coefficients)
     assert_gradients(critic, expected(critic, (real,), (fake,), loss, epsilon=epsilon, **coefficients))
     assert result.method == "autograd"
-    assert [getattr(result, name) is not None for name in coefficients] == [c != 0 for c in
-    coefficients.values()]
+    assert [getattr(result, name) is not None for name in coefficients] == [c != 0 for c in coefficients.values()]
 
 
 @pytest.mark.parametrize("loss", losses.LOSSES.values(), ids=losses.LOSSES)
@@ -454,8 +462,8 @@ def test_finite_flag():
 def test_reported_values_are_not_weighted():
     real, fake, epsilon = images(3, 1), images(3, 2), torch.full((3,), 0.5, dtype=F64)
     small, large = (
-        critic_backward(conv_critic(), real, fake, losses.HINGE.critic, r1=c, r2=c, wgan_gp=c,
-        epsilon=epsilon) for c in (1e-3, 1e3)
+        critic_backward(conv_critic(), real, fake, losses.HINGE.critic, r1=c, r2=c, wgan_gp=c, epsilon=epsilon)
+        for c in (1e-3, 1e3)
     )
     for name in ("loss", "r1", "r2", "wgan_gp"):
         torch.testing.assert_close(getattr(small, name), getattr(large, name))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import table
 from fastgan.bench import Case, Device, Result
 from fastgan.errors import FastganError
+from tools import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 CASE = Case(
@@ -74,9 +76,7 @@ def test_fill_replaces_blocks_and_nothing_else():
 
 def test_fill_refuses_a_subject_without_results():
     with pytest.raises(FastganError, match="did you mean 'subject'"):
-        table.fill(
-            "<!-- benchmarks:subjekt -->\n<!-- /benchmarks -->", {"subject": [result_on("cpu", "cpu")]}
-        )
+        table.fill("<!-- benchmarks:subjekt -->\n<!-- /benchmarks -->", {"subject": [result_on("cpu", "cpu")]})
 
 
 def test_command_writes_the_file_or_prints(tmp_path, capsys):
@@ -91,10 +91,38 @@ def test_command_writes_the_file_or_prints(tmp_path, capsys):
 
 def test_gpu_run_without_a_gpu_says_so(tmp_path):
     environment = {"PATH": "", "CUDA_VISIBLE_DEVICES": "", "OUT": str(tmp_path)}
-    ended = subprocess.run(
-        [sys.executable, "tools/gpu.py"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    ended = subprocess.run([sys.executable, "tools/gpu.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert len(ended.stdout.splitlines()) == 1
     assert "no CUDA GPU" in ended.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def part():
+    """A part of the GPU run from Python code."""
+    return lambda code, limit=20.0: gpu.Part("part", [sys.executable, "-c", code], limit)
+
+
+def test_gpu_run_keeps_the_log_and_the_status_of_a_part(part, tmp_path):
+    passed, failed = (
+        gpu.run(part(f"print('said'); raise SystemExit({status})"), tmp_path, time.monotonic() + 60)
+        for status in (0, 3)
+    )
+    assert (passed.problem, failed.problem) == ("", "FAILED with status 3")
+    assert (tmp_path / "part.log").read_text() == "said\n"
+
+
+def test_gpu_run_stops_a_part_with_its_children(part, tmp_path):
+    """The child holds the log open and would write to it later."""
+    child = "import time; time.sleep(3); print('still here', flush=True)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    outcome = gpu.run(part(code, limit=1.0), tmp_path, time.monotonic() + 60)
+    assert "STOPPED after 1 s" in outcome.problem
+    time.sleep(3)
+    assert (tmp_path / "part.log").read_text() == ""
+
+
+def test_gpu_run_starts_nothing_past_its_deadline(part, tmp_path):
+    assert "out of time" in gpu.run(part("print('ran')"), tmp_path, time.monotonic() + 1).problem
+    assert not (tmp_path / "part.log").exists()

@@ -56,8 +56,9 @@ def parts() -> list[Part]:
 
 def run(part: Part, logs: Path, deadline: float) -> Outcome:
     """Run one part, its output to logs/<name>.log; the end of it is printed."""
-    limit = min(part.limit, deadline - time.monotonic())
-    if limit < 5:
+    left = deadline - time.monotonic()
+    limit = min(part.limit, left)
+    if left < 5:
         return Outcome(part.name, 0.0, "not started: out of time")
     log, start = logs / f"{part.name}.log", time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -39,9 +39,9 @@ FASTGAN_HD void update(const AdamEmaUpdate<T>& update, int64_t n, T* __restrict_
 }
 
 // target_clones does not go with templates: one plain function per pair of types.
-#define FASTGAN_UPDATE(NAME, T, G)                                                                            \
+#define FASTGAN_UPDATE(NAME, T, G)                                                                      \
   FASTGAN_CLONES void NAME(const AdamEmaUpdate<T>& by, int64_t n, T* p, const G* g, T* m, T* v, T* e) { \
-    update<T, G>(by, n, p, g, m, v, e);                                                                       \
+    update<T, G>(by, n, p, g, m, v, e);                                                                 \
   }
 FASTGAN_UPDATE(update_float_float, float, float)
 FASTGAN_UPDATE(update_float_bfloat16, float, BFloat16)
@@ -65,14 +65,15 @@ void run(const AdamEmaTensors& tensors, const AdamEmaFactors& factors, int threa
 
 }  // namespace
 
-void fastgan_adam_ema_cpu(const AdamEmaTensors* tensors, const AdamEmaScalars* scalars, AdamEmaTypes types, int threads) {
-  const AdamEmaFactors factors = adam_ema_factors(*scalars, [](double x, double y) { return std::pow(x, y); });
-  if (factors.skip) return;
-  *scalars->step = factors.step;
+void fastgan_adam_ema_cpu(const AdamEmaTensors* tensors, const AdamEmaScalars* scalars, AdamEmaTypes types,
+                          int threads) {
+  const AdamEmaFactors f = adam_ema_factors(*scalars, [](double x, double y) { return std::pow(x, y); });
+  if (f.skip) return;
+  *scalars->step = f.step;
   switch (types) {
-    case AdamEmaTypes::kFloatFloat: return run<float, float>(*tensors, factors, threads, update_float_float);
-    case AdamEmaTypes::kFloatBFloat16: return run<float, BFloat16>(*tensors, factors, threads, update_float_bfloat16);
-    case AdamEmaTypes::kDoubleDouble: return run<double, double>(*tensors, factors, threads, update_double_double);
-    case AdamEmaTypes::kDoubleBFloat16: return run<double, BFloat16>(*tensors, factors, threads, update_double_bfloat16);
+    case AdamEmaTypes::kFloatFloat: return run<float, float>(*tensors, f, threads, update_float_float);
+    case AdamEmaTypes::kFloatBFloat16: return run<float, BFloat16>(*tensors, f, threads, update_float_bfloat16);
+    case AdamEmaTypes::kDoubleDouble: return run<double, double>(*tensors, f, threads, update_double_double);
+    case AdamEmaTypes::kDoubleBFloat16: return run<double, BFloat16>(*tensors, f, threads, update_double_bfloat16);
   }
 }

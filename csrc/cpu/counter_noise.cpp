@@ -41,7 +41,8 @@ Tile tile_at(const CounterNoise& noise, int64_t first, int64_t end) {
 
 // The loops below have a fixed count and no branches, so that they vectorise; the lanes past the end are thrown away.
 
-FASTGAN_CLONES void words_of(const CounterNoise& noise, const Tile& __restrict__ tile, bool low, WordLanes& __restrict__ words) {
+FASTGAN_CLONES void words_of(const CounterNoise& noise, const Tile& __restrict__ tile, bool low,
+                             WordLanes& __restrict__ words) {
   const CounterNoise from = noise;  // a local copy lives in registers
   for (int lane = 0; lane < kLanes; ++lane) {
     const Words four = counter_words(from, tile.index_low[lane], tile.index_high[lane], tile.block[lane], low);

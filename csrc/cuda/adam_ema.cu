@@ -51,13 +51,19 @@ struct alignas(sizeof(T) * kWidth) Vector {
 };
 
 template <typename T, typename G, int kWidth>
-__device__ __forceinline__ void update_run(const AdamEmaUpdate<T>& by, T* param, const G* grad, T* exp_avg, T* exp_avg_sq,
-                                           T* ema) {
+__device__ __forceinline__ void update_run(const AdamEmaUpdate<T>& by, T* param, const G* grad, bool wide_grad,
+                                           T* exp_avg, T* exp_avg_sq, T* ema) {
   using V = Vector<T, kWidth>;
   V p = *reinterpret_cast<const V*>(param), m = *reinterpret_cast<const V*>(exp_avg);
   V v = *reinterpret_cast<const V*>(exp_avg_sq), e;
-  const Vector<G, kWidth> g = *reinterpret_cast<const Vector<G, kWidth>*>(grad);
   if (ema) e = *reinterpret_cast<const V*>(ema);
+  Vector<G, kWidth> g;
+  if (wide_grad) {
+    g = *reinterpret_cast<const Vector<G, kWidth>*>(grad);
+  } else {  // a view of a flat buffer, say
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) g.at[i] = grad[i];
+  }
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     by.adam(p.at[i], T(g.at[i]), m.at[i], v.at[i]);
@@ -77,7 +83,8 @@ __device__ __forceinline__ bool aligned(const T* pointer, int width) {
 // One block per chunk. `step` is null in all launches of an update but the last: nothing in here reads it.
 template <typename T, typename G, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
-    adam_ema_update(const __grid_constant__ Table<kCapacity> table, const Prepared<T>* __restrict__ prepared, double* step) {
+    adam_ema_update(const __grid_constant__ Table<kCapacity> table, const Prepared<T>* __restrict__ prepared,
+                    double* step) {
   if (prepared->skip) return;
   if (step && blockIdx.x == 0 && threadIdx.x == 0) *step = prepared->step;
   int low = 0, high = table.count;  // the last tensor whose first chunk is not after this block
@@ -96,15 +103,17 @@ __global__ void __launch_bounds__(kThreads)
 
   const AdamEmaUpdate<T> by = prepared->by;
   constexpr int kWidth = 16 / sizeof(T);
-  const bool wide = aligned(param, kWidth) && aligned(grad, kWidth) && aligned(exp_avg, kWidth) &&
-                    aligned(exp_avg_sq, kWidth) && aligned(ema, kWidth);
+  const bool wide = aligned(param, kWidth) && aligned(exp_avg, kWidth) && aligned(exp_avg_sq, kWidth) &&
+                    aligned(ema, kWidth);
+  const bool wide_grad = aligned(grad, kWidth);
   const int vectors = wide ? n / kWidth : 0;
   for (int i = threadIdx.x; i < vectors; i += kThreads) {
     const int at = i * kWidth;
-    update_run<T, G, kWidth>(by, param + at, grad + at, exp_avg + at, exp_avg_sq + at, ema ? ema + at : nullptr);
+    T* const average = ema ? ema + at : nullptr;
+    update_run<T, G, kWidth>(by, param + at, grad + at, wide_grad, exp_avg + at, exp_avg_sq + at, average);
   }
   for (int at = vectors * kWidth + threadIdx.x; at < n; at += kThreads)
-    update_run<T, G, 1>(by, param + at, grad + at, exp_avg + at, exp_avg_sq + at, ema ? ema + at : nullptr);
+    update_run<T, G, 1>(by, param + at, grad + at, true, exp_avg + at, exp_avg_sq + at, ema ? ema + at : nullptr);
 }
 
 template <typename T, typename G, int kCapacity>
@@ -155,8 +164,8 @@ cudaError_t run(const AdamEmaTensors& tensors, const AdamEmaScalars& scalars, vo
 
 }  // namespace
 
-int fastgan_adam_ema_cuda(const AdamEmaTensors* tensors, const AdamEmaScalars* scalars, AdamEmaTypes types, void* scratch,
-                          int device, void* stream_) {
+int fastgan_adam_ema_cuda(const AdamEmaTensors* tensors, const AdamEmaScalars* scalars, AdamEmaTypes types,
+                          void* scratch, int device, void* stream_) {
   const OnDevice on(device);
   if (on.status != cudaSuccess) return on.status;
   const auto stream = static_cast<cudaStream_t>(stream_);

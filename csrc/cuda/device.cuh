@@ -5,15 +5,18 @@
 
 namespace fastgan {
 
-// Makes `device` the current one and puts the former one back. The runtime is linked statically and shares nothing with
-// torch's but the driver, whose current context both of them use.
+// Makes `device` the current one and puts the former one back. The CUDA runtime is linked statically and shares nothing
+// with torch's but the driver, whose current context both of them use.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
     status = cudaGetDevice(&before_);
-    if (status == cudaSuccess && before_ != device) status = cudaSetDevice(device);
+    changed_ = status == cudaSuccess && before_ != device;
+    if (changed_) status = cudaSetDevice(device);
   }
-  ~OnDevice() { cudaSetDevice(before_); }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
@@ -21,6 +24,7 @@ class OnDevice {
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 }  // namespace fastgan

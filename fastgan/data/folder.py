@@ -104,13 +104,9 @@ def _for_each(task: Callable[[int], None], count: int, threads: int, progress: P
         return stop
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fastgan-decode") as pool:
-        try:
-            for done in pool.map(chunk, range(0, count, CHUNK)):
-                if progress is not None:
-                    progress(done, count)
-        except BaseException:  # an interrupt must not wait for the rest
-            pool.shutdown(cancel_futures=True)
-            raise
+        for done in pool.map(chunk, range(0, count, CHUNK)):  # an interrupt cancels what has not begun
+            if progress is not None:
+                progress(done, count)
 
 
 def _check_bad(files: Files, bad: dict[int, str], options: DataOptions) -> None:

@@ -36,7 +36,8 @@ class DataOptions:
     """Show a random half of the images mirrored left to right."""
 
     memory_gb: float = 4.0
-    """A set that takes up to this much, decoded, is decoded once and kept in memory (of each process)."""
+    """A set that takes up to this much, decoded, is decoded once and kept in memory (of each process). Of a larger
+    one only the headers are checked at the start, and images are decoded on demand."""
 
     max_bad: float = 0.0
     """Fraction of the images that may be unusable; they are left out and named in the log."""

@@ -236,9 +236,9 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 register(
-    "adam_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] emas, "
-    "Tensor(e!) step, Tensor lr, Tensor beta1, Tensor beta2, float eps, Tensor ema_decay, Tensor grad_scale, "
-    "Tensor skip) -> ()",
+    "adam_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    "Tensor(d!)[] emas, Tensor(e!) step, Tensor lr, Tensor beta1, Tensor beta2, float eps, Tensor ema_decay, "
+    "Tensor grad_scale, Tensor skip) -> ()",
     _adam_ema,
     fake=lambda *_: None,
 )

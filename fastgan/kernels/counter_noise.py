@@ -14,14 +14,14 @@ whoever resumes a run needs the seed and a sample number, and no state. Words 0.
               r = sqrt(-2 log u), u = (a + 1/2) / 2^32 and v = b / 2^32 (Box & Muller 1958)
     integers  (63 random bits) mod high
 
-In float64, uniform and normal numbers have 53 random bits, of which the first 32 are the word; the others, like the last
-of the integers' 63, come from the counters with the top bit of the third word set. So float32 numbers are the float64
-ones up to their precision: uniform ones rounded down, normal ones to about 1e-9 / u.
+In float64, uniform and normal numbers have 53 random bits, of which the first 32 are the word; the others, like the
+last of the integers' 63, come from the counters with the top bit of the third word set. So float32 numbers are the
+float64 ones up to their precision: uniform ones rounded down, normal ones to about 1e-9 / u.
 
-Logarithm and sine are series in correctly rounded double-precision operations, none of them contracted, so that csrc/cpu
-and csrc/cuda give the same bits on every device. The reference below gives the same uniform numbers and integers; its
-normal numbers may differ in the last bits of a double, because torch's square root is not always correctly rounded on a
-CPU: of the float32 ones, that leaves about one in 10^9 that differs in its last bit.
+Logarithm and sine are series in correctly rounded double-precision operations, none of them contracted, so that
+csrc/cpu and csrc/cuda give the same bits on every device. The reference below gives the same uniform numbers and
+integers; its normal numbers may differ in the last bits of a double, because torch's square root is not always
+correctly rounded on a CPU: of the float32 ones, that leaves about one in 10^9 that differs in its last bit.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def uniform(
 def integers(seed: int, index: Tensor, size: tuple[int, ...], *, high: int, stream: int = 0) -> Tensor:
     """Integers in [0, high), int64 [N, *size], on the device of `index` ([N] int64, sample numbers).
 
-    No value is more likely than another by more than high / 2^63. Raises FastganError.
+    high: at most 2^32, so that no value is likelier than another by more than one part in 2^31. Raises FastganError.
     """
     _check(index, size, stream)
-    if not 0 < high < 2**63:
-        raise FastganError(f"counter_noise: expected `high` between 1 and 2^63 - 1, got {high}")
+    if not 0 < high <= 2**32:
+        raise FastganError(f"counter_noise: expected `high` between 1 and 2^32, got {high}")
     made: Tensor = torch.ops.fastgan.counter_noise(_signed(seed), index, list(size), stream, INTEGERS, high)
     return made
 

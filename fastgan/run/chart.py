@@ -70,8 +70,7 @@ def chart(title: str, x: Array, curves: Sequence[Curve], *, x_name: str, from_ze
     coloured = [(f"c{number % COLOURS}", curve) for number, curve in enumerate(curves)]
     drawn = "".join(_draw(curve, x, across, up, colour) for colour, curve in coloured)
     legend = "".join(
-        f'<li class="{colour}"><i></i>{escape(curve.name)} <b>{_last(curve.y)}</b></li>'
-        for colour, curve in coloured
+        f'<li class="{colour}"><i></i>{escape(curve.name)} <b>{_last(curve.y)}</b></li>' for colour, curve in coloured
     )
     return (
         f'<figure class="chart"><h3>{escape(title)}{f" <small>{note}</small>" if note else ""}</h3>'

@@ -22,6 +22,7 @@ FREE = (
     "resume",
     "init",
     "max_skipped",
+    "threads",
     "output.",
     "data.path",
     "data.workers",

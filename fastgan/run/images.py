@@ -26,12 +26,16 @@ def to_uint8(images: Tensor) -> Tensor:
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def grid(images: Tensor, columns: int | None = None, *, cell: int = 64) -> Image.Image:
-    """All images on one sheet, row by row; the last row is filled with black.
+BETWEEN = 64  # gray level between the pictures of a grid
+
+
+def grid(images: Tensor, columns: int | None = None, *, cell: int = 64, gap: int = 2) -> Image.Image:
+    """All images on one sheet, row by row.
 
     images:  uint8 [N, H, W, C] or float [N, C, H, W] in [-1, 1]; N >= 1, C = 1 or 3
     columns: None for a sheet as near to a square as can be
     cell:    smaller images are enlarged by the whole number that first reaches so many pixels; 0: never
+    gap:     pixels of dark gray between neighbours
 
     Raises FastganError for no images, and for channels that are neither gray nor RGB.
     """
@@ -40,10 +44,12 @@ def grid(images: Tensor, columns: int | None = None, *, cell: int = 64) -> Image
     if columns is None:
         columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    sheet = torch.zeros(rows * columns, height, width, channels, dtype=torch.uint8)
-    sheet[:count] = pixels
-    sheet = sheet.view(rows, columns, height, width, channels).transpose(1, 2)
-    return _to_pil(sheet.reshape(rows * height, columns * width, channels))
+    size = (rows * (height + gap) - gap, columns * (width + gap) - gap, channels)
+    sheet = torch.full(size, BETWEEN, dtype=torch.uint8)
+    for number, picture in enumerate(pixels):
+        top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return _to_pil(sheet)
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
@@ -66,9 +72,7 @@ def save_animation(frames: Tensor, path: Path, fps: float, *, cell: int = 256) -
         raise FastganError(f"frames a second must be more than 0 and at most 1000, not {fps}")
     first, *others = [_to_pil(frame).convert("RGB") for frame in _enlarged(_as_uint8(frames), cell)]
     buffer = io.BytesIO()
-    first.save(
-        buffer, "WEBP", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=90
-    )
+    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=90)
     return write_atomic(path, buffer.getvalue())
 
 

@@ -100,7 +100,7 @@ def _summary(statistics: dict[str, Array]) -> str:
         return _none("No statistics yet: the first line comes after the first tick.")
     seconds = statistics.get("seconds")
     facts = [
-        ("Images seen" + _share_done(statistics), _number(_final(statistics, POSITION))),
+        ("Images" + _share_done(statistics), _number(_final(statistics, POSITION))),
         ("Images/s", _number(_median(statistics, "images_per_second"))),
         ("Training time", _clock(_total(seconds)) if seconds is not None else None),
         ("Steps", _number(_final(statistics, "step"))),

@@ -36,9 +36,7 @@ def png(width: int, height: int, body: bytes = b"") -> io.BytesIO:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return io.BytesIO(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
 
 
 @pytest.fixture
@@ -247,9 +245,7 @@ def test_the_limits_are_options() -> None:
         open_image(png(200, 100), DataOptions(max_megapixels=0.01))
 
 
-def test_a_failure_of_our_own_is_not_blamed_on_the_file(
-    monkeypatch: pytest.MonkeyPatch, colours: np.ndarray
-) -> None:
+def test_a_failure_of_our_own_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch, colours: np.ndarray) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
 

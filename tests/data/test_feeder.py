@@ -111,10 +111,7 @@ def test_a_resumed_run_sees_exactly_the_rest(first_batch: int) -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_ranks_together_see_what_a_single_one_sees(world: int) -> None:
     single = take(12, first_sample=16, mirror=True)
-    ranks = [
-        take(12, batch=8 // world, rank=rank, world=world, first_sample=16, mirror=True)
-        for rank in range(world)
-    ]
+    ranks = [take(12, batch=8 // world, rank=rank, world=world, first_sample=16, mirror=True) for rank in range(world)]
     for number, batch in enumerate(single):
         parts = [batches[number] for batches in ranks]
         together = Batch(
@@ -165,9 +162,7 @@ def test_batches_that_are_kept_do_not_change() -> None:
 def test_a_batch_larger_than_the_set_is_refused(options: dict[str, int], most: int) -> None:
     with pytest.raises(FastganError) as raised:
         Feeder(make_set(), seed=0, **options)
-    assert str(raised.value) == (
-        f"batch 51 is larger than the 50 images in made up: use --batch {most} or less"
-    )
+    assert str(raised.value) == (f"batch 51 is larger than the 50 images in made up: use --batch {most} or less")
     assert running() == 0
     assert len(take(2, batch=50)) == 2
 
@@ -256,17 +251,21 @@ def test_waiting_is_measured() -> None:
         assert feeder.wait_seconds < 0.25
 
 
-def test_a_forgotten_feeder_does_not_keep_the_program_alive(tmp_path: Path) -> None:
+def test_forgotten_feeders_do_not_keep_the_program_alive(tmp_path: Path) -> None:
     for i, pixels in enumerate(make_pixels()[:4]):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     code = f"""
+import time
 from fastgan.data import DataOptions, open_images
 from fastgan.data.feeder import Feeder
-images = open_images(DataOptions(path={str(tmp_path)!r}, size=8, min_side=1, memory_gb=0.0))
-feeder = Feeder(images, seed=0, batch=2)
-next(feeder)
+feeders = []
+for memory_gb in (4.0, 0.0):
+    options = DataOptions(path={str(tmp_path)!r}, size=8, min_side=1, memory_gb=memory_gb)
+    feeders.append(Feeder(open_images(options), seed=0, batch=2))
+    next(feeders[-1])
+time.sleep(0.3)
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=100, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -126,9 +126,7 @@ def test_refused_listings_and_files_are_named(tmp_path: Path, monkeypatch: pytes
         list_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/1.png", "../1.png", "a/../../1.png", "..\\1.png", "C:\\1.png", "C:1.png"]
-)
+@pytest.mark.parametrize("name", ["/etc/1.png", "../1.png", "a/../../1.png", "..\\1.png", "C:\\1.png", "C:1.png"])
 def test_archive_members_outside_of_it_are_refused(tmp_path: Path, name: str) -> None:
     pack(tmp_path / "a.zip", ["1.png", name])
     with pytest.raises(FastganError, match=r"is an absolute path or '\.\.'; pack the archive without it"):

@@ -47,9 +47,7 @@ def everything(images: ImageSet) -> np.ndarray:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """70 images in two classes, PNG and WebP."""
-    write_images(
-        tmp_path / "set", [f"{'cat' if i % 3 else 'dog'}/{i}.{'png' if i % 2 else 'webp'}" for i in range(70)]
-    )
+    write_images(tmp_path / "set", [f"{'cat' if i % 3 else 'dog'}/{i}.{'png' if i % 2 else 'webp'}" for i in range(70)])
     return tmp_path / "set"
 
 
@@ -174,12 +172,20 @@ def test_unusable_images_are_left_out_where_that_is_allowed(folder: Path, memory
         opened(folder, memory_gb=memory_gb, max_bad=0.04)
 
 
+def test_the_fraction_that_the_message_names_is_enough(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    spoil(tmp_path, "c.png")
+    with pytest.raises(FastganError) as raised:
+        opened(tmp_path)
+    named = float(str(raised.value).rpartition("=")[2])
+    assert named < 0.334
+    assert len(opened(tmp_path, max_bad=named)) == 2
+
+
 def test_leaving_out_must_leave_two(tmp_path: Path) -> None:
     write_images(tmp_path, ["a.png"])
     spoil(tmp_path, "b.png", "c.png")
-    with pytest.raises(
-        FastganError, match=r"b\.png is not recognised .*\(and 1 more.*replace or remove them$"
-    ):
+    with pytest.raises(FastganError, match=r"b\.png is not recognised .*\(and 1 more.*replace or remove them$"):
         opened(tmp_path, max_bad=0.9)
 
 

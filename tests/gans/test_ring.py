@@ -78,9 +78,7 @@ def test_every_loss_with_every_penalty_trains(loss: str, penalty: str) -> None:
 
 def test_wasserstein_with_clipped_weights_trains() -> None:
     """Arjovsky et al. 2017: RMSprop, five critic steps, weights in [-c, c]."""
-    modes, near, skipped = train(
-        300, loss="wasserstein", critic_steps=5, clip_weights=0.1, kind="rmsprop", lr=1e-3
-    )
+    modes, near, skipped = train(300, loss="wasserstein", critic_steps=5, clip_weights=0.1, kind="rmsprop", lr=1e-3)
     print(modes, near)
     assert skipped == 0
     assert modes >= 1

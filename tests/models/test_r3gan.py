@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, interpolate, leaky_relu
 
 from fastgan.contract import ImageShape
 from fastgan.models import R3GAN
-from fastgan.models.r3gan import DownTransition, ResidualBlock, Stage, UpTransition
+from fastgan.models.r3gan import Basis, DownTransition, ResidualBlock, Stage, UpTransition
 
 F64 = torch.float64
 
@@ -75,13 +75,20 @@ def test_scale_is_kept_through_the_depth(size: int):
     assert white.square().mean().item() == pytest.approx(1, rel=0.5)
 
 
+def test_basis_scales_its_maps_and_is_channels_last():
+    basis, z = Basis(latent=5, width=6), torch.randn(3, 5)
+    wanted = torch.einsum("nl,cl,hwc->nchw", z, basis.scale.weight, basis.maps)
+    torch.testing.assert_close(basis(z), wanted)
+    assert basis(z).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_depth_counts_every_block_of_the_network():
     torch.manual_seed(0)
-    networks = R3GAN(widths=(64, 64, 64), blocks=(3, 1, 4))
+    networks = R3GAN(widths=(128, 128, 128), blocks=(3, 1, 4))
     for module in (networks.generator(ImageShape(3, 16), 8), networks.critic(ImageShape(3, 16))):
         for block in [layer for layer in module.layers if isinstance(layer, ResidualBlock)]:
-            wanted = math.sqrt(2 / 1.04 / 64) * 8**-0.25  # leaky ReLU's gain over the square root of fan-in 64
-            assert block.widen.weight.std().item() == pytest.approx(wanted, rel=0.05)
+            wanted = math.sqrt(2 / 1.04 / 128) * 8**-0.25  # leaky ReLU's gain over the root of fan-in 128
+            assert block.widen.weight.std().item() == pytest.approx(wanted, rel=0.015)
 
 
 def up(channels: int) -> UpTransition:

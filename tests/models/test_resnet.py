@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from fastgan.contract import ImageShape
@@ -46,6 +46,17 @@ def test_generator_widths():
         generator = ResNet(generator_width=64, generator_max_width=1024).generator(ImageShape(3, 128), 128)
     assert generator.start.out_features == 16 * 1024
     assert [block.conv2.out_channels for block in generator.blocks] == [1024, 512, 256, 128, 64]
+
+
+def test_generator_starts_channels_last():
+    generator = ResNet(4, 8, 4, 8).generator(ImageShape(3, 32), 5)
+    seen: list[Tensor] = []
+    generator.blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    z = torch.randn(3, 5)
+    generator(z)
+    assert seen[0].shape == (3, 8, 4, 4)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(seen[0].permute(0, 2, 3, 1).flatten(1), generator.start(z))
 
 
 def test_up_block_is_the_published_one():
@@ -91,7 +102,7 @@ def test_spectral_norm_of_every_weight():
     critic.eval()
     before = critic(x)
     layers = [m for m in critic.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    assert len(layers) == 12  # 4 blocks of 2 convolutions, 3 skips, 1 linear layer
+    assert len(layers) == 11  # four blocks of two convolutions, two skips, one linear layer
     for layer in layers:
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=5e-3)
         layer.parametrizations.weight.original.data *= 10

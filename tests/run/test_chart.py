@@ -22,7 +22,7 @@ def parsed(html):
 def curve_points(html, kind="curve"):
     """[(x, y)] of every curve of that class, in pixels."""
     paths = [p.get("d") for p in parsed(html).iter("path") if kind in p.get("class").split()]
-    return [[(float(a), float(b)) for a, b in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)] for path in paths]
+    return [[(float(a), float(b)) for a, b in re.findall(r"[ML](\S+) ([\d.-]+)", path)] for path in paths]
 
 
 @pytest.mark.parametrize(

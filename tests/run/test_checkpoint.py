@@ -401,6 +401,16 @@ def test_any_json_as_state_gives_a_clear_error_or_nothing_wrong(tmp_path, schema
         assert load(path).tensors == {}
 
 
+def test_files_outside_the_checkpoint_are_not_read(tmp_path):
+    for step in (1, 2):
+        save_step(tmp_path, step)
+    record = checkpoint._unseal(tmp_path / "step-1" / "state.json")["files"]["generator.safetensors"]
+    for file in ("../step-1/generator.safetensors", str(tmp_path / "step-1" / "generator.safetensors")):
+        reseal(tmp_path / "step-2", files={file: record})
+        with pytest.raises(FastganError, match="does not list the files of a checkpoint"):
+            load(tmp_path / "step-2")
+
+
 def test_deep_nesting_and_endless_numbers_are_damage(tmp_path):
     for body in ("[" * 100_000, "9" * 10_000):
         (tmp_path / "state.json").write_bytes(checkpoint._seal(body))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fastgan.errors import FastganError
-from fastgan.run.images import grid, save_animation, save_png, to_uint8
+from fastgan.run.images import BETWEEN, grid, save_animation, save_png, to_uint8
 
 
 def test_every_level_survives_the_way_there_and_back():
@@ -33,18 +33,20 @@ def test_channels_go_last_whatever_the_strides():
 
 def test_images_are_laid_out_row_by_row():
     images = torch.randint(0, 256, (5, 6, 7, 3), dtype=torch.uint8)
-    sheet = np.asarray(grid(images, columns=2, cell=0))
-    assert sheet.shape == (3 * 6, 2 * 7, 3)
+    sheet = np.asarray(grid(images, columns=2, cell=0, gap=1)).copy()
+    assert sheet.shape == (3 * 7 - 1, 2 * 8 - 1, 3)
     for n in range(5):
-        row, column = divmod(n, 2)
-        assert np.array_equal(sheet[6 * row : 6 * row + 6, 7 * column : 7 * column + 7], images[n].numpy())
-    assert not sheet[12:, 7:].any()
+        top, left = 7 * (n // 2), 8 * (n % 2)
+        assert np.array_equal(sheet[top : top + 6, left : left + 7], images[n].numpy())
+        sheet[top : top + 6, left : left + 7] = BETWEEN
+    assert (sheet == BETWEEN).all()
 
 
 def test_a_grid_is_nearly_square_and_gray_stays_gray():
     sheet = grid(torch.zeros(10, 1, 64, 64))
     assert sheet.mode == "L"
-    assert sheet.size == (4 * 64, 3 * 64)
+    assert sheet.size == (4 * 66 - 2, 3 * 66 - 2)
+    assert grid(torch.zeros(1, 1, 64, 64)).size == (64, 64)
     assert sheet.getpixel((0, 0)) == 128
 
 

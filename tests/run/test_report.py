@@ -60,7 +60,7 @@ def page_of(out):
 
 
 def picture(level, size=32, count=4):
-    return grid(torch.full((count, size, size, 3), level, dtype=torch.uint8), cell=0)
+    return grid(torch.full((count, size, size, 3), level, dtype=torch.uint8), cell=0, gap=0)
 
 
 def row(images, **more):
@@ -99,7 +99,7 @@ def test_everything_is_shown(run):
     assert text.startswith("digits · fastgan")
     assert "1,797 <b>digits</b> · 32\N{MULTIPLICATION SIGN}32 · batch 64 · CPU" in text
     assert (
-        "Images seen, 100% 6,400 Images/s 800 Training time 8 s Steps 100 Turns skipped 3 "
+        "Images, 100% 6,400 Images/s 800 Training time 8 s Steps 100 Turns skipped 3 "
         "Waiting for data 0.4% Peak memory 2.0 GiB"
     ) in text
     headings = [attrs["aria-label"] for attrs in page.all("svg")]
@@ -171,7 +171,7 @@ def test_damaged_parts_are_named_and_the_rest_is_shown(run):
     assert f"{newest.name} cannot be read" in text
     assert "reals.png cannot be read" in text
     assert "kernels.json is damaged" in text
-    assert "Images seen, 100% 6,400" in text
+    assert "Images, 100% 6,400" in text
 
 
 def test_large_pictures_are_made_smaller(tmp_path):

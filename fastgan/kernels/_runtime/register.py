@@ -13,8 +13,8 @@ _LIBRARY: Any = torch.library.Library("fastgan", "FRAGMENT")  # type: ignore[no-
 def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Makes `run` the op torch.ops.fastgan.<name in the schema> on the CPU and on CUDA devices.
 
-    fake: the same without the numbers: new tensors of the right shapes and types. What may be written to is marked in the
-    schema, as in "scale_(Tensor(a!) x, float by) -> ()". `run` is called with CPU tensors only, or with a CUDA tensor.
+    `run` is called with CPU tensors only, or with at least one CUDA tensor. What it writes to is marked in the schema,
+    as in "scale_(Tensor(a!) x, float by) -> ()". `fake` is the same without numbers: new tensors of the right shapes.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)

@@ -1,0 +1,31 @@
+"""Shared by the tests of the ops: which implementation runs, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastgan.kernels._runtime import EXTENSION, choose
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    kind: str = request.param
+    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+
+
+@pytest.fixture(params=["native", "library"])
+def implementation(
+    request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Ours and PyTorch's, in turn, on `device`."""
+    kind: str = request.param
+    if kind == "native" and (EXTENSION.module is None or (device.type == "cuda" and not EXTENSION.has_cuda)):
+        pytest.skip(f"no native part: {EXTENSION.cpu if device.type == 'cpu' else EXTENSION.cuda}")
+    monkeypatch.setenv("FASTGAN_KERNELS", "all" if kind == "native" else "library")
+    choose.cache_clear()
+    assert choose("adam_ema", device).native == (kind == "native")
+    yield kind
+    choose.cache_clear()

@@ -1,0 +1,55 @@
+"""The digits preset, cut to a fifth of its length, makes digits: what can be asserted in a minute of `make demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from judge import judge
+from numpy.typing import NDArray
+
+from fastgan.config import from_mapping, resolve, to_mapping, to_toml
+from fastgan.data import open_images
+from fastgan.pictures import load_players, picture_latents, sample_images
+from fastgan.run import folder
+from fastgan.run.images import to_uint8
+from fastgan.train import train
+
+
+def reals() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All digits [1797, 32, 32] and their labels."""
+    digits = open_images(resolve("digits").data)
+    assert digits.labels is not None
+    return digits.read(np.arange(len(digits)))[..., 0], digits.labels
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_digits_are_legible_varied_and_not_copies(tmp_path: Path) -> None:
+    config = resolve("digits", sets=[f'out="{tmp_path / "run"}"', "kimg=60", "output.tick_seconds=600", "device=cpu"])
+    train(config, mapping=to_mapping(config), toml=to_toml(config), echo=lambda line: None)
+    saved = folder.load(tmp_path / "run", print)
+    mapping = dict(saved.state["config"])
+    assert from_mapping(mapping.pop("preset"), mapping) == config
+    cpu = torch.device("cpu")
+    players = load_players(config.system, config.shape, saved.tensors, averaged=True, device=cpu)
+    images = sample_images(config.system, players, picture_latents(config.system, range(1000), cpu))
+    verdict = judge(to_uint8(images)[..., 0].numpy(), *reals())
+    print(verdict)
+    assert verdict.accuracy >= 0.98
+    assert verdict.confidence >= 0.82
+    assert verdict.shares.min() >= 0.04
+    assert verdict.shares.max() <= 0.2
+    assert verdict.distance >= 0.6
+    assert verdict.closest >= 0.5
+
+
+def test_the_judge_knows_digits_copies_and_blends() -> None:
+    pictures, labels = reals()
+    copies = judge(pictures[:1000], pictures, labels)
+    assert copies.confidence > 0.97
+    assert copies.distance < 0.01
+    blends = (pictures[:800].astype(np.uint16) + pictures[900:1700]) // 2  # two digits on top of each other
+    assert judge(blends.astype(np.uint8), pictures, labels).confidence < 0.8

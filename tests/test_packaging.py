@@ -1,0 +1,248 @@
+"""The build: what it makes of the compilers that it finds, what it records, and what ends up in a wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+needs_cxx = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+needs_nvcc = pytest.mark.skipif(not NVCC, reason="needs nvcc")
+
+# nvcc, or with OLD_NVCC set one that knows little: a script, so that ninja sees the same command either way.
+WRAPPER = f"""\
+#!/bin/sh
+case "$OLD_NVCC: $*" in
+    "1: --list-gpu-arch") echo compute_80; echo compute_90 ;;
+    "1: --version") echo "Cuda compilation tools, release 11.8, V11.8.89" ;;
+    *) exec {NVCC} "$@" ;;
+esac
+"""
+
+# A compiler that knows what it is, and compiles nothing.
+BROKEN = """\
+#!/bin/sh
+case "$*" in
+    *--list-gpu-arch*) echo compute_80 ;;
+    *--version*) echo "fake 13.0, V13.0.1" ;;
+    *) echo "line before"; echo "x.cpp:1: error: the disk is on fire"; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, in a folder with a space. All tests build in it: each compiles only what is new."""
+    tree = tmp_path_factory.mktemp("packaging") / "a copy"
+    tree.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "constraints.txt"):
+        shutil.copy(ROOT / name, tree)
+    ignored = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    for name in ("csrc", "fastgan"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    poison = tree / "poison"  # on PYTHONPATH while building: whoever imports torch fails
+    poison.mkdir()
+    (poison / "torch.py").write_text("raise RuntimeError('the build imported torch')\n")
+    return tree
+
+
+def run(tree: Path, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FASTGAN_", "CUDA", "CXX", "LDFLAGS"))}
+    environment = {**kept, "PYTHONPATH": str(tree / "poison"), **changed}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=110)
+
+
+def build(tree: Path, **changed: str) -> tuple[dict[str, Any], list[Path]]:
+    """Builds into build/lib. Returns the record, and the extension modules that are there afterwards (one or none)."""
+    done = run(tree, "setup.py", "build", "--build-lib=build/lib", **changed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    package = tree / "build" / "lib" / "fastgan"
+    return json.loads((package / "_build.json").read_text()), list(package.glob("_C*.so"))
+
+
+def script(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+# Prints what the built package says of itself, after having used both of its ops.
+USE = """
+import torch
+from fastgan.kernels import adam_ema, counter_noise
+from fastgan.kernels._runtime import EXTENSION, build_summary, report
+assert counter_noise.normal(1, torch.arange(3), (5,)).isfinite().all()
+one = lambda: [torch.ones(3)]
+number = lambda: torch.tensor(0.5, dtype=torch.float64)
+names = ("step", "lr", "beta1", "beta2", "ema_decay", "grad_scale")
+adam_ema.adam_ema_(one(), one(), one(), one(), [], eps=1e-8, skip=torch.tensor(False), **{n: number() for n in names})
+print(EXTENSION.module is not None, EXTENSION.has_cuda)
+print({op.implementation for op in report() if op.device == "cpu"})
+print(build_summary())
+"""
+
+
+def use(tree: Path) -> list[str]:
+    done = run(tree, "-P", "-c", USE, PYTHONPATH=str(tree / "build" / "lib"), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@needs_cxx
+@needs_nvcc
+def test_with_both_compilers(tree: Path) -> None:
+    nvcc = script(tree, "nvcc", WRAPPER)
+    record, modules = build(tree, CUDACXX=nvcc, FASTGAN_ARCHS="80", FASTGAN_BUILD="require")
+    assert len(modules) == 1
+    assert record["cpu"]["built"]
+    assert record["cpu"]["compiler"].startswith("g++ ")
+    assert record["cuda"] == record["cuda"] | {"built": True, "archs": ["80"], "ptx": "80"}
+    loaded, implementations, summary = use(tree)
+    assert loaded == "True True"
+    assert implementations == "{'C++'}"
+    assert summary.startswith("native: C++ (g++ ")
+    assert "and CUDA (nvcc " in summary
+    assert "sm_80, PTX 80)" in summary
+    if not Path("/proc/driver/nvidia").exists():
+        assert "no CUDA device" in summary
+
+
+@needs_cxx
+@needs_nvcc
+def test_nvcc_that_knows_fewer_architectures(tree: Path) -> None:
+    """Of an old one, only what it knows: no 90a (which came with CUDA 12), and the PTX of the highest."""
+    nvcc = script(tree, "nvcc", WRAPPER)
+    record, modules = build(tree, CUDACXX=nvcc, OLD_NVCC="1")
+    assert len(modules) == 1
+    assert record["cuda"] == record["cuda"] | {"built": True, "archs": ["80"], "ptx": "80", "compiler": "nvcc 11.8.89"}
+    record, _ = build(tree, CUDACXX=nvcc, OLD_NVCC="1", FASTGAN_ARCHS="90a,100")
+    assert record["cpu"]["built"]
+    assert record["cuda"]["reason"] == "nvcc 11.8.89 knows none of the architectures 90a, 100"
+
+
+@needs_cxx
+def test_without_nvcc(tree: Path) -> None:
+    record, modules = build(tree, CUDACXX="")
+    assert len(modules) == 1
+    assert record["cpu"]["built"]
+    assert record["cuda"] == record["cuda"] | {"built": False, "reason": "switched off (CUDACXX is empty)"}
+    loaded, implementations, summary = use(tree)
+    assert loaded == "True False"
+    assert implementations == "{'C++'}"
+    assert "; no CUDA part (switched off (CUDACXX is empty))" in summary
+
+
+@needs_cxx
+def test_broken_nvcc_leaves_the_cpu_part(tree: Path, tmp_path: Path) -> None:
+    nvcc = script(tmp_path, "nvcc", BROKEN)
+    record, modules = build(tree, CUDACXX=nvcc)
+    assert len(modules) == 1
+    assert record["cpu"]["built"]
+    assert record["cuda"]["reason"] == "CUDA part: x.cpp:1: error: the disk is on fire"
+    assert use(tree)[0] == "True False"
+    done = run(tree, "setup.py", "build", "--build-lib=build/lib", CUDACXX=nvcc, FASTGAN_BUILD="require")
+    assert done.returncode != 0
+    assert "FASTGAN_BUILD=require: CUDA part: x.cpp:1: error: the disk is on fire" in done.stderr
+
+
+def test_broken_compiler_leaves_plain_python(tree: Path, tmp_path: Path) -> None:
+    cxx = script(tmp_path, "c++", BROKEN)
+    record, modules = build(tree, CXX=cxx)
+    assert modules == []
+    assert record["cpu"]["reason"] == "the C++ compiler does not work: x.cpp:1: error: the disk is on fire"
+    assert record["cuda"]["reason"] == "needs the C++ part"
+    loaded, implementations, summary = use(tree)
+    assert loaded == "False False"
+    assert implementations == "{'PyTorch'}"
+    assert summary.startswith("native: none (the C++ compiler does not work: ")
+    assert summary.endswith(f"FASTGAN_BUILD=require pip install --force-reinstall --no-deps '{tree}'")
+    done = run(tree, "setup.py", "build", "--build-lib=build/lib", CXX=cxx, FASTGAN_BUILD="require")
+    assert done.returncode != 0
+    assert "line before" in done.stderr  # what the compiler said, in full
+    assert "FASTGAN_BUILD=require: the C++ compiler does not work" in done.stderr
+
+
+def test_no_compiler_at_all(tree: Path, tmp_path: Path) -> None:
+    record, modules = build(tree, PATH=str(tmp_path))
+    assert modules == []
+    assert record["cpu"]["reason"] == "no C++ compiler found (CXX, PATH)"
+
+
+def test_switched_off(tree: Path) -> None:
+    record, modules = build(tree, FASTGAN_BUILD="0")
+    assert modules == []
+    assert record["cpu"]["reason"] == record["cuda"]["reason"] == "switched off (FASTGAN_BUILD=0)"
+    assert use(tree)[1] == "{'PyTorch'}"
+
+
+def test_unknown_mode(tree: Path) -> None:
+    done = run(tree, "setup.py", "build", FASTGAN_BUILD="maybe")
+    assert done.returncode != 0
+    assert "FASTGAN_BUILD='maybe': expected 0, auto or require" in done.stderr
+
+
+def backend(tree: Path, hook: str, **changed: str) -> Path:
+    """Calls a hook of the build backend, as pip does. Returns the file that it made."""
+    code = f"from setuptools import build_meta; print(build_meta.{hook}('dist'))"
+    (tree / "dist").mkdir(exist_ok=True)
+    done = run(tree, "-c", code, **changed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tree / "dist" / done.stdout.splitlines()[-1]
+
+
+def test_wheel_without_the_extension_is_pure(tree: Path) -> None:
+    wheel = backend(tree, "build_wheel", FASTGAN_BUILD="0")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"fastgan/_build.json", "fastgan/py.typed", "fastgan/kernels/_runtime/verified.json"} <= set(names)
+    assert not [name for name in names if name.endswith(".so") or name.startswith(("csrc", "tests"))]
+
+
+@needs_cxx
+def test_wheel_with_the_extension_is_of_this_platform(tree: Path) -> None:
+    wheel = backend(tree, "build_wheel", CUDACXX="")
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{tag}-{tag}-" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert len([name for name in names if name.startswith("fastgan/_C") and name.endswith(".so")]) == 1
+    assert "fastgan/_build.json" in names
+    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("dist-info/WHEEL"))).decode()
+    assert "Root-Is-Purelib: false" in metadata
+
+
+@needs_cxx
+def test_editable_builds_in_place(tree: Path) -> None:
+    for command in ("editable", "build_ext"):
+        if command == "editable":
+            backend(tree, "build_editable", CUDACXX="")
+        else:
+            assert run(tree, "setup.py", "build_ext", "--inplace", CUDACXX="").returncode == 0
+        record = json.loads((tree / "fastgan" / "_build.json").read_text())
+        assert record["inplace"]
+        assert record["cpu"]["built"]
+        assert len(list((tree / "fastgan").glob("_C*.so"))) == 1
+        done = run(tree, "setup.py", "build_ext", "--inplace", FASTGAN_BUILD="0")
+        assert done.returncode == 0, done.stderr
+        assert not list((tree / "fastgan").glob("_C*.so"))  # nothing stale beside a record that says otherwise
+
+
+def test_source_distribution_has_all_that_a_build_needs(tree: Path) -> None:
+    archive = backend(tree, "build_sdist", FASTGAN_BUILD="0")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    native = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert {"setup.py", "pyproject.toml", "fastgan/py.typed", "fastgan/kernels/_runtime/verified.json"} <= names
+    assert native <= names
+    assert not {"fastgan/_build.json"} & names
