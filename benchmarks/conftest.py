@@ -6,7 +6,8 @@ times one function at a time, so it only keeps the outcome (`extra_info`, in its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--budget", type=float, default=60.0, help="seconds of timing per case")
     group.addoption(
         "--save-results",
-        nargs="?",
-        const=str(RESULTS),
-        default=None,
-        metavar="DIR",
-        help="write DIR/<device>/<subject>.json; default DIR: benchmarks/results",
+        action="store_true",
+        help="write <results>/<device>/<subject>.json, with the cases of this run",
     )
+    group.addoption("--results", default=str(RESULTS), help="folder of the results; default: benchmarks/results")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,15 +39,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LOAD] = bench.load_average()
 
 
+def device_name(config: pytest.Config) -> str:
+    return str(config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def result_of(config: pytest.Config, subject: str) -> bench.Result:
+    """All cases of a subject so far."""
+    name = device_name(config)
+    rates = bench.copy_rate(name), bench.matmul_rate(name)
+    return bench.Result(
+        subject, bench.device_info(name), *rates, config.stash[LOAD], tuple(config.stash[CASES][subject])
+    )
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    """ "cpu" or "cuda", set up as a careful user would: TF32 on, convolution algorithms measured."""
-    name = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device's name, set up as a careful user would: TF32 on, convolution algorithms measured."""
+    name = device_name(request.config)
     if name == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    return str(name)
+    return name
 
 
 class Comparison:
@@ -74,13 +86,15 @@ class Comparison:
         seconds = {name: [float(f"{s:.5g}") for s in times] for name, times in seconds.items()}
         result = bench.Case(case, ours, seconds, bytes, flops, dict(memory or {}), dict(notes or {}))
         self.config.stash[CASES].setdefault(subject, []).append(result)
+        if self.config.getoption("--save-results"):  # now, so that a run that is stopped keeps what it has
+            result_of(self.config, subject).save(Path(self.config.getoption("--results")))
         ratios = {name: str(result.ratio(name)) for name in candidates if name != ours}
         self.store(candidates[ours], {"case": case, "ratios": ratios, "seconds": seconds})
         return result
 
 
 @pytest.fixture
-def ratio(request: pytest.FixtureRequest, device: str, benchmark) -> Iterator[Comparison]:  # type: ignore[no-untyped-def]
+def ratio(request: pytest.FixtureRequest, device: str, benchmark) -> Comparison:  # type: ignore[no-untyped-def]
     """Times candidates in turn and keeps the outcome; see Comparison."""
 
     def store(function: Callable[[], object], extra_info: dict[str, object]) -> None:
@@ -91,23 +105,8 @@ def ratio(request: pytest.FixtureRequest, device: str, benchmark) -> Iterator[Co
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the outcome, and write it where --save-results says."""
-    cases = config.stash[CASES]
-    if not cases:
-        return
-    name = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = bench.device_info(name)
-    for subject, compared in cases.items():
-        result = bench.Result(
-            subject,
-            device,
-            bench.copy_rate(name),
-            bench.matmul_rate(name),
-            config.stash[LOAD],
-            tuple(compared),
-        )
-        terminalreporter.write_line("\n" + bench.text(result))
-        if config.getoption("--save-results"):
-            terminalreporter.write_line(f"  wrote {result.save(Path(config.getoption('--save-results')))}")
-    if config.stash[LOAD] > device.cores / 2:
+    """Print the outcome."""
+    for subject in config.stash[CASES]:
+        terminalreporter.write_line("\n" + bench.text(result_of(config, subject)))
+    if config.stash[CASES] and config.stash[LOAD] > len(os.sched_getaffinity(0)) / 2:
         terminalreporter.write_line(f"\nThe machine was busy (load {config.stash[LOAD]:.1f}): not numbers to publish.")

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
+
+# PyTorch's threads wait asleep, not spinning: on a machine that does something else too, spinning made small
+# operations 5 to 20 times slower. It is read when torch is loaded, so it comes before any other import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import tyro
 from rich.console import Console
@@ -25,7 +30,7 @@ from fastgan.config import Config, from_mapping, resolve, to_mapping, to_toml
 from fastgan.errors import FastganError
 from fastgan.presets import DEFAULT_PRESET
 
-MENDABLE = 2
+MENDABLE, RESUMABLE = 2, 3
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -159,6 +164,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except FastganError as error:
         print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
         return MENDABLE
+    except KeyboardInterrupt:
+        print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
+        return RESUMABLE
     except BrokenPipeError:
         return 1
 

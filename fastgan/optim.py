@@ -7,15 +7,15 @@ counters then keep every bit. So a non-finite step costs one step and no host sy
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastgan.errors import FastganError, suggest
+from fastgan.flat import FlatBuffers
 from fastgan.kernels.adam_ema import adam_ema_
-from fastgan.schedule import Scheduled, highest, lowest, value_at
+from fastgan.schedule import Schedule, Scheduled, highest, lowest, value_at
 
 # Per kind of optimiser, the tensors that it keeps per parameter.
 SLOTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",), "rmsprop": ("square_avg",)}
@@ -80,43 +80,44 @@ class Averaging:
 
 
 class PlayerState:
-    """One player with all that training changes in it: weights, buffers, average, moments, gradients.
+    """One player with all that training changes in it: weights, buffers, average, moments.
 
-    The gradients are views of one flat buffer (`grad`, [P]), so that a norm, a check for non-finite values or
-    an all-reduce is one operation, and so that their addresses stay the same for a captured graph.
+    Gradients are the parameters' `.grad`, None between turns, so that each is taken over from the backward pass as it
+    is. A parameter without a gradient is left alone in that turn, as torch's optimisers do.
     """
 
     def __init__(self, module: nn.Module, options: Optimizer, *, averaged: bool) -> None:
         self.module, self.options = module, options
         self.average = copy.deepcopy(module).requires_grad_(False) if averaged else None
-        self.names = [name for name, p in module.named_parameters() if p.requires_grad]
-        self.params = [p for p in module.parameters() if p.requires_grad]
-        self.average_params = [p for p, q in self._pairs() if q.requires_grad]
+        self.buffers = FlatBuffers(module)
+        self.average_buffers = FlatBuffers(self.average) if self.average is not None else None
+        trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        if not trained:
+            raise FastganError("a player without trainable parameters cannot be trained")
+        self.names, self.params = [name for name, _ in trained], [p for _, p in trained]
+        averages = dict(self.average.named_parameters()) if self.average is not None else {}
+        self.average_params: list[Tensor] = [averages[name] for name in self.names if averages]
         self.slots = {slot: [torch.zeros_like(p) for p in self.params] for slot in SLOTS[options.kind]}
-        self.grad, self._grads = flat_views(self.params)
-        self.updates = torch.zeros((), dtype=torch.float64, device=self.grad.device)
-        self._gather_grads()
-
-    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """(averaged, trained) parameters; none without an average."""
-        if self.average is not None:
-            yield from zip(self.average.parameters(), self.module.parameters(), strict=True)
+        self.updates = torch.zeros((), dtype=torch.float64, device=self.params[0].device)
+        self._one = torch.ones_like(self.updates)
+        scheduled = (options.lr, options.beta1, options.beta2)
+        self._rates = [v if isinstance(v, Schedule) else value_at(v, self.updates) for v in scheduled]
 
     def zero_grad(self) -> None:
-        self.grad.zero_()
+        for p in self.params:
+            p.grad = None
 
-    def _gather_grads(self) -> None:
-        """Point every `.grad` at its view of the flat buffer; one that somebody replaced is copied there."""
-        for p, view in zip(self.params, self._grads, strict=True):
-            if p.grad is not view:
-                if p.grad is not None:
-                    view.copy_(p.grad)
-                p.grad = view
+    def _with_gradients(self) -> tuple[list[int], list[Tensor]]:
+        """Indices of the parameters that have a gradient, and the gradients."""
+        pairs = [(i, p.grad) for i, p in enumerate(self.params) if p.grad is not None]
+        return [i for i, _ in pairs], [grad for _, grad in pairs]
 
     def gradient_norm(self) -> Tensor:
         """Euclidean norm of all gradients, 0-dim; NaN or infinite exactly if some gradient is, or overflows."""
-        self._gather_grads()
-        norm: Tensor = torch.linalg.vector_norm(self.grad)
+        _, grads = self._with_gradients()
+        if not grads:
+            return torch.zeros_like(self.updates)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         return norm
 
     @torch.no_grad()
@@ -124,19 +125,19 @@ class PlayerState:
         """One step of the optimiser and of the average, nothing of it where `skip` (0-dim bool) is set.
 
         progress: 0-dim float64, fraction of the run;  ema_decay: 0-dim float64;  norm: of the gradients
+        The gradients are given back afterwards.
         """
         o = self.options
-        scale = torch.ones_like(progress)
-        if o.clip_norm:
-            scale = (o.clip_norm / norm.double()).clamp(max=1.0)
-        lr, beta1, beta2 = (value_at(value, progress) for value in (o.lr, o.beta1, o.beta2))
+        scale = (o.clip_norm / norm.double()).clamp(max=1.0) if o.clip_norm else self._one
+        lr, beta1, beta2 = (value_at(v, progress) if isinstance(v, Schedule) else v for v in self._rates)
+        chosen, grads = self._with_gradients()
         if o.kind == "adam":
             adam_ema_(
-                self.params,
-                self._grads,
-                self.slots["exp_avg"],
-                self.slots["exp_avg_sq"],
-                self.average_params,
+                [self.params[i] for i in chosen],
+                grads,
+                [self.slots["exp_avg"][i] for i in chosen],
+                [self.slots["exp_avg_sq"][i] for i in chosen],
+                [self.average_params[i] for i in chosen if self.average_params],
                 step=self.updates,
                 lr=lr,
                 beta1=beta1,
@@ -147,48 +148,32 @@ class PlayerState:
                 skip=skip,
             )
         else:
-            self._update_simple(lr, beta1, beta2, scale, skip)
-            self._average(self.average_params, self.params, ema_decay, skip)
+            for i, grad in zip(chosen, grads, strict=True):
+                self._update_simple(i, grad * scale.to(grad.dtype), lr, beta1, beta2, skip)
+            self.updates.add_(torch.where(skip, 0.0, 1.0))
+        weight = torch.where(skip, 0.0, 1.0 - ema_decay)
+        if o.kind != "adam":
+            for average, p in zip(self.average_params, self.params, strict=False):
+                average.lerp_(p, weight.to(p.dtype))
         if o.clip_weights:
             for p in self.params:
                 p.clamp_(-o.clip_weights, o.clip_weights)
-        self._average_buffers(ema_decay, skip)
+        if self.average_buffers is not None:  # running statistics are averaged like the weights they belong to
+            self.average_buffers.average(self.buffers, weight)
+        self.zero_grad()
 
-    def _update_simple(self, lr: Tensor, beta1: Tensor, beta2: Tensor, scale: Tensor, skip: Tensor) -> None:
-        """SGD with momentum (torch.optim.SGD's form) or RMSprop (torch.optim.RMSprop's), skip on the device."""
-        kind, eps = self.options.kind, self.options.eps
-        for index, (p, g) in enumerate(zip(self.params, self._grads, strict=True)):
-            g = g * scale.to(g.dtype)
-            if kind == "sgd":
-                slot = self.slots["momentum"][index]
-                new = slot * beta1.to(g.dtype) + g
-                delta = new
-            else:
-                slot = self.slots["square_avg"][index]
-                new = slot * beta2.to(g.dtype) + g * g * (1 - beta2).to(g.dtype)
-                delta = g / (new.sqrt() + eps)
-            slot.copy_(torch.where(skip, slot, new))
-            p.copy_(torch.where(skip, p, p - lr.to(g.dtype) * delta))
-        self.updates.add_(torch.where(skip, 0.0, 1.0))
-
-    def _average(
-        self,
-        averages: list[nn.Parameter] | list[Tensor],
-        values: list[nn.Parameter] | list[Tensor],
-        decay: Tensor,
-        skip: Tensor,
-    ) -> None:
-        for average, value in zip(averages, values, strict=False):
-            if average.is_floating_point():
-                weight = torch.where(skip, 0.0, 1.0 - decay).to(average.dtype)
-                average.add_((value - average) * weight)
-            else:
-                average.copy_(value)
-
-    def _average_buffers(self, decay: Tensor, skip: Tensor) -> None:
-        """Running statistics are averaged like the weights that they belong to."""
-        if self.average is not None:
-            self._average(list(self.average.buffers()), list(self.module.buffers()), decay, skip)
+    def _update_simple(self, i: int, grad: Tensor, lr: Tensor, beta1: Tensor, beta2: Tensor, skip: Tensor) -> None:
+        """SGD with momentum (torch.optim.SGD's form) or RMSprop (torch.optim.RMSprop's) of parameter number i."""
+        p, dtype = self.params[i], grad.dtype
+        if self.options.kind == "sgd":
+            slot = self.slots["momentum"][i]
+            delta = new = slot * beta1.to(dtype) + grad
+        else:
+            slot = self.slots["square_avg"][i]
+            new = slot * beta2.to(dtype) + grad * grad * (1 - beta2).to(dtype)
+            delta = grad / (new.sqrt() + self.options.eps)
+        slot.copy_(torch.where(skip, slot, new))
+        p.copy_(torch.where(skip, p, p - lr.to(dtype) * delta))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors of the player, by file: weights "", "ema", "optimizer"."""
@@ -201,17 +186,3 @@ class PlayerState:
             for name, tensor in zip(self.names, tensors, strict=True)
         } | {"updates": self.updates}
         return files
-
-
-def flat_views(params: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
-    """One zeroed flat buffer [P] and, per parameter, a view of it with the parameter's shape and strides."""
-    if not params:
-        raise FastganError("a player without trainable parameters cannot be trained")
-    flat = torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
-    views, start = [], 0
-    for p in params:
-        if torch.empty_like(p).stride() != p.stride():  # has gaps or overlaps
-            p.data = p.data.contiguous()
-        views.append(torch.as_strided(flat, p.shape, p.stride(), start))
-        start += p.numel()
-    return flat, views

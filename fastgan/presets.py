@@ -35,7 +35,7 @@ def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: f
 
 
 _ROWS = (
-    # A start without data: 1,797 handwritten digits, about two minutes on two CPU cores.
+    # A start without data: 1,797 handwritten digits, about four minutes on one CPU core.
     Config(
         preset="digits",
         data=DataOptions(path="digits", size=32, channels=1),
@@ -43,14 +43,14 @@ _ROWS = (
             Dense(),
             latent=64,
             loss="relativistic",
-            r1=Schedule(1.0, 0.1, finish=0.6),
-            r2=Schedule(1.0, 0.1, finish=0.6),
+            r1=Schedule(3.0, 0.3, finish=0.6),
+            r2=Schedule(3.0, 0.3, finish=0.6),
             penalty_every=4,
         ),
         optim=_both(lr=Schedule(1e-3, 0.0, begin=0.6), beta1=0.0, beta2=0.99),
         averaging=Averaging(halflife_kimg=20.0, rampup=0.1),
-        output=Output(tick_seconds=5, grid_kimg=60, checkpoint_kimg=60),
-        kimg=300,
+        output=Output(tick_seconds=5, grid_kimg=70, checkpoint_kimg=70),
+        kimg=350,
         batch=64,
         threads=1,
     ),

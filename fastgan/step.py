@@ -169,8 +169,7 @@ class Step:
         self.turns = system.turns(state.modules, self.scalars)
         self.batches = sum(turn.repeat for turn in self.turns if turn.fresh and turn.plays(0))
         self.progress = torch.zeros_like(state.seen)
-        players = [player.module for player in state.players.values()]
-        self._buffered = [m for p in players for m in p.modules() if any(True for _ in m.buffers(recurse=False))]
+        self._decay = torch.zeros_like(state.seen)
         self._total = float(total)
         self._sums: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # (turn, names of its values) -> sums
 
@@ -193,13 +192,15 @@ class Step:
         torch.div(self.state.seen, self._total, out=self.progress)
         for name, value in self.system.schedules().items():
             self.scalars[name].copy_(value_at(value, self.progress))
-        self.state.seen.add_(self.batches * self.global_batch)
+        images = self.batches * self.global_batch
+        self.state.seen.add_(images)
+        self._decay = self.averaging.decay(self.state.seen, images)
 
     def play(self, turn: Turn, batch: Batch, draw: Draw) -> None:
         """One turn: gradients, then the update of its players, or nothing where something is not finite."""
         movers = {name: self.state.players[name] for name in turn.players}
-        buffers = [b for module in self._buffered for b in module.buffers(recurse=False)]
-        saved = [b.clone() for b in buffers]
+        players = self.state.players.values()
+        saved = [player.buffers.save() for player in players]
         for player in movers.values():
             player.zero_grad()
         statistics = turn.gradients(batch, draw)
@@ -209,12 +210,10 @@ class Step:
         values = torch.stack([value.detach().double() for value in statistics.values()])
         finite = values.isfinite().all()
         skip = ~finite
-        for buffer, old in zip(buffers, saved, strict=True):
-            # Through .data: a graph that a later turn goes on from has seen this buffer, but not its values.
-            buffer.data.copy_(torch.where(skip, old, buffer))
-        decay = self.averaging.decay(self.state.seen, self.batches * self.global_batch)
+        for player, buffers in zip(players, saved, strict=True):
+            player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():
-            player.update(self.progress, decay, norms[name], skip)
+            player.update(self.progress, self._decay, norms[name], skip)
         self.state.skipped.copy_(torch.stack([self.state.skipped[0] + skip, (self.state.skipped[1] + 1) * skip]))
         self._accumulate(turn.name, tuple(statistics), values, finite)
 

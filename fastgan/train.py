@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -172,7 +173,7 @@ def train(
         device = pick_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
-        images = open_images(config.data)
+        images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
         saved = folder.find_checkpoint(out, config.resume, echo)
         if saved is not None:
             folder.check_same_run(saved, mapping, fingerprint(images))
@@ -199,6 +200,19 @@ def train(
                 )
                 stopped = _loop(run, ticker)
                 return _finish(run, stopped, ticker.images_per_second)
+
+
+def occasionally(say: Callable[[int, int], None], seconds: float = 5.0) -> Callable[[int, int], None]:
+    """`say`, called at most once in so many seconds, and not in the first of them."""
+    last = time.monotonic()
+
+    def call(done: int, count: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            say(done, count)
+
+    return call
 
 
 def fingerprint(images: ImageSet) -> dict[str, object]:

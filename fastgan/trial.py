@@ -82,7 +82,7 @@ def bench_step(config: Config, steps: int, say: Callable[[str], None]) -> None:
         f"{images / median:.1f} images/s; a step takes {bench.duration(median)} "
         f"({bench.duration(min(seconds))} to {bench.duration(max(seconds))})"
     )
-    say(f"peak memory {bench.peak_memory() / 2**20:.0f} MiB; statistics of the last steps: {step.read_statistics()}")
+    say(f"peak memory {bench.peak_memory(device) / 2**20:.0f} MiB; means: {step.read_statistics()}")
     say(
         f"ceilings measured here: copy {bench.copy_rate(str(device)) / 1e9:.1f} GB/s, "
         f"matrix product {bench.matmul_rate(str(device)) / 1e9:.0f} GFLOP/s"

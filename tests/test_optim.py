@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastgan.errors import FastganError
-from fastgan.optim import Averaging, Optimizer, PlayerState, flat_views
+from fastgan.optim import Averaging, Optimizer, PlayerState
 from fastgan.schedule import Schedule, value_at
 
 ZERO, NEVER = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool)
@@ -70,25 +70,26 @@ def test_weights_are_clipped() -> None:
     assert max(float(p.detach().abs().max()) for p in player.params) == pytest.approx(0.01)
 
 
-def test_gradients_are_views_of_one_buffer_in_any_layout() -> None:
-    module = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    flat, views = flat_views(list(module.parameters()))
-    for p, view in zip(module.parameters(), views, strict=True):
-        assert (view.shape, view.stride()) == (p.shape, p.stride())
-        view.fill_(p.numel())
-    assert flat.numel() == sum(p.numel() for p in module.parameters())
-    assert float(flat.sum()) == sum(p.numel() ** 2 for p in module.parameters()), "views cover it without overlap"
-
-
-def test_a_replaced_gradient_still_counts() -> None:
+def test_the_norm_is_of_all_gradients() -> None:
     player = PlayerState(network(), Optimizer(), averaged=False)
+    assert float(player.gradient_norm()) == 0
     for p in player.params:
         p.grad = torch.ones_like(p)
-    assert float(player.gradient_norm()) == pytest.approx(math.sqrt(player.grad.numel()))
-    assert all(
-        p.grad is not None and p.grad.untyped_storage().data_ptr() == player.grad.untyped_storage().data_ptr()
-        for p in player.params
-    )
+    assert float(player.gradient_norm()) == pytest.approx(math.sqrt(sum(p.numel() for p in player.params)))
+    player.params[0].grad = torch.full_like(player.params[0], math.nan)
+    assert math.isnan(float(player.gradient_norm()))
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd", "rmsprop"])
+def test_a_parameter_without_a_gradient_is_left_alone(kind: str) -> None:
+    player = PlayerState(network(), Optimizer(kind, 0.1), averaged=True)
+    before = [p.detach().clone() for p in player.params]
+    player.params[0].grad = torch.ones_like(player.params[0])
+    player.update(ZERO, ZERO, player.gradient_norm(), NEVER)
+    assert not torch.equal(player.params[0], before[0])
+    assert all(torch.equal(p, q) for p, q in zip(player.params[1:], before[1:], strict=True))
+    assert torch.equal(player.average_params[0], player.params[0])
+    assert player.params[0].grad is None
 
 
 def test_frozen_parameters_stay() -> None:

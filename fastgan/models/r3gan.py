@@ -15,7 +15,7 @@ every block starts as the identity; its other two are scaled by L^(-1/4), L bein
 blocks.
 
 Published settings (table 9), all with latent 64, Adam beta1 = 0, relativistic pairs with R1 and R2, x-flips
-and augmentation; arrows are cosine schedules over the burn-in:
+and augmentation; arrows are cosine schedules over the burn-in (the 32x32 networks were class-conditional):
 
                        32x32 (CIFAR-10)   64x64 (FFHQ)       256x256 (FFHQ)
     widths from 4x4    768 x 4            768 x 4, 384       768 x 4, 384, 192, 96

@@ -34,7 +34,7 @@ def test_parameters_by_hand() -> None:
 
 
 def test_pictures_are_as_smooth_as_half_their_size_allows() -> None:
-    """Bilinear doubling puts two pixels on each straight piece: before tanh, a kink is shared by the pixels beside it."""
+    """Bilinear doubling puts two pixels on each straight piece: a kink is shared by the pixels beside it."""
     generator = Dense((32,), 8, 0, (16,)).generator(ImageShape(1, 16), 5)
     pictures = torch.atanh(generator(torch.randn(2, 5)).double())
     second = pictures.diff(n=2, dim=3)[..., 1:-1]

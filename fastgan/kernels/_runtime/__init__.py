@@ -1,8 +1,8 @@
 """What runs where: the native extension, the choice of an implementation per op and device, and the report on both."""
 
 from fastgan.kernels._runtime.choice import choose, disable
+from fastgan.kernels._runtime.doctor import OpReport, build_summary, report
 from fastgan.kernels._runtime.extension import EXTENSION
 from fastgan.kernels._runtime.register import register
-from fastgan.kernels._runtime.report import OpReport, build_summary, report
 
 __all__ = ["EXTENSION", "OpReport", "build_summary", "choose", "disable", "register", "report"]

@@ -1,0 +1,108 @@
+"""Which implementation runs: by mode, by device, by what was built, verified or has failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastgan.errors import FastganError
+from fastgan.kernels._runtime import choice
+from fastgan.kernels._runtime.choice import MODES, OPS, choose, disable, verified
+from fastgan.kernels._runtime.extension import EXTENSION
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, status: int | None = 0, capability: tuple[int, int] = (9, 0)) -> None:
+    """An extension with a C++ part and, unless `status` is None, a CUDA part that says `status` of every device."""
+    module = SimpleNamespace(cuda_status=lambda device: status, cuda_error=lambda status: f"error {status}")
+    has_cuda = status is not None
+    built = dataclasses.replace(EXTENSION, module=module, has_cuda=has_cuda, cpu="g++ 1.2", cuda="nvcc not found")
+    monkeypatch.setattr(choice, "EXTENSION", built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("FASTGAN_KERNELS", raising=False)
+    monkeypatch.setattr(choice, "_disabled", {})
+    choose.cache_clear()
+    yield
+    choose.cache_clear()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_on_the_cpu_ours_runs_where_it_was_built(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    assert choose(op, CPU) == choice.Choice("C++", "g++ 1.2")
+    assert choose(op, CPU).native
+    monkeypatch.setattr(choice, "EXTENSION", dataclasses.replace(EXTENSION, module=None, cpu="no compiler"))
+    choose.cache_clear()
+    assert choose(op, CPU) == choice.Choice("PyTorch", "no compiler")
+    assert not choose(op, CPU).native
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_library_mode_means_pytorch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setenv("FASTGAN_KERNELS", "library")
+    assert choose("adam_ema", device) == choice.Choice("PyTorch", "FASTGAN_KERNELS=library")
+
+
+def test_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGAN_KERNELS", "fast")
+    with pytest.raises(FastganError, match="FASTGAN_KERNELS='fast': expected one of " + ", ".join(MODES)):
+        choose("adam_ema", CPU)
+
+
+def test_a_gpu_kernel_runs_where_it_was_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(choice, "verified", lambda: {"adam_ema": ["sm_90"], "counter_noise": []})
+    assert choose("adam_ema", GPU) == choice.Choice("CUDA C++", "verified on sm_90")
+    assert choose("counter_noise", GPU).implementation == "PyTorch"
+    assert "not verified on sm_90 yet; FASTGAN_KERNELS=all runs it" in choose("counter_noise", GPU).reason
+    monkeypatch.setenv("FASTGAN_KERNELS", "all")
+    choose.cache_clear()
+    assert choose("counter_noise", GPU).implementation == "CUDA C++"
+    monkeypatch.delenv("FASTGAN_KERNELS")
+    pretend(monkeypatch, capability=(12, 0))
+    choose.cache_clear()
+    assert choose("adam_ema", GPU).implementation == "PyTorch"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(35, "the CUDA part does not run here: error 35"), (None, "no CUDA part: nvcc not found")],
+)
+def test_a_cuda_part_that_cannot_run_is_absent(
+    status: int | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too old a driver, no code for the device, or not built: even when everything is asked for."""
+    pretend(monkeypatch, status=status)
+    monkeypatch.setenv("FASTGAN_KERNELS", "all")
+    assert choose("adam_ema", GPU) == choice.Choice("PyTorch", reason)
+
+
+def test_other_devices_run_pytorch() -> None:
+    assert choose("adam_ema", torch.device("mps")) == choice.Choice("PyTorch", "no native kernel for mps")
+
+
+def test_a_failed_launch_disables_the_kernel_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setenv("FASTGAN_KERNELS", "all")
+    assert choose("adam_ema", GPU).native
+    with pytest.warns(RuntimeWarning, match=r"adam_ema runs in PyTorch on cuda:0 .*error 700.* report") as said:
+        disable("adam_ema", GPU, 700)
+    assert len(said) == 1
+    assert choose("adam_ema", GPU) == choice.Choice("PyTorch", "its launch failed (error 700)")
+    assert choose("counter_noise", GPU).native
+
+
+def test_the_table_of_verified_kernels_knows_every_op() -> None:
+    assert tuple(verified()) == OPS
+    assert all(re.fullmatch(r"sm_\d{2,3}", name) for names in verified().values() for name in names)
