@@ -90,7 +90,11 @@ template <typename T>
 void store(const Tile& tile, const T (*values)[kLanes], T* out) {
   for (int lane = 0; lane < tile.lanes; ++lane) {
     T* to = out + tile.out[lane];
-    for (int j = 0; j < tile.room[lane]; ++j) to[j] = values[j][lane];
+    if (tile.room[lane] == 4) {
+      for (int j = 0; j < 4; ++j) to[j] = values[j][lane];  // unrolled
+    } else {
+      for (int j = 0; j < tile.room[lane]; ++j) to[j] = values[j][lane];
+    }
   }
 }
 

@@ -60,7 +60,7 @@ def train(
     ids=["non_saturating+r1", "wgan-gp", "relativistic+r1+r2"],
 )
 def test_the_well_behaved_cover_the_ring(options: dict[str, object]) -> None:
-    modes, near, skipped = train(2000, **options)  # type: ignore[arg-type]
+    modes, near, skipped = train(1600, **options)  # type: ignore[arg-type]
     assert skipped == 0
     assert modes == 8
     assert near >= 0.9
@@ -69,16 +69,16 @@ def test_the_well_behaved_cover_the_ring(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_with_every_penalty_trains(loss: str, penalty: str) -> None:
-    modes, near, skipped = train(300, loss=loss, **PENALTIES[penalty])  # type: ignore[arg-type]
+    modes, near, skipped = train(200, loss=loss, **PENALTIES[penalty])  # type: ignore[arg-type]
     print(f"{loss} {penalty}: {modes} modes, {near:.3f} near")
     assert skipped == 0
     assert modes >= 7
-    assert near >= 0.35
+    assert near >= 0.3
 
 
 def test_wasserstein_with_clipped_weights_trains() -> None:
     """Arjovsky et al. 2017: RMSprop, five critic steps, weights in [-c, c]."""
-    modes, near, skipped = train(300, loss="wasserstein", critic_steps=5, clip_weights=0.1, kind="rmsprop", lr=1e-3)
+    modes, near, skipped = train(200, loss="wasserstein", critic_steps=5, clip_weights=0.1, kind="rmsprop", lr=1e-3)
     print(modes, near)
     assert skipped == 0
     assert modes >= 1
