@@ -50,7 +50,7 @@ _ROWS = (
         optim=_both(lr=Schedule(1e-3, 0.0, begin=0.6), beta1=0.0, beta2=0.99),
         averaging=Averaging(halflife_kimg=20.0, rampup=0.1),
         output=Output(tick_seconds=5, grid_kimg=70, checkpoint_kimg=70),
-        kimg=350,
+        kimg=280,
         batch=64,
         threads=1,
     ),
