@@ -60,7 +60,7 @@ def run(tree: Path, *arguments: str, **changed: str) -> subprocess.CompletedProc
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FASTGAN_", "CUDA", "CXX", "LDFLAGS"))}
     environment = {**kept, "PYTHONPATH": str(tree / "poison"), **changed}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=280)
 
 
 def build(tree: Path, **changed: str) -> tuple[dict[str, Any], list[Path]]:
@@ -102,6 +102,8 @@ def use(tree: Path) -> list[str]:
 
 @needs_cxx
 @needs_nvcc
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # nvcc on a busy machine
 def test_with_both_compilers(tree: Path) -> None:
     nvcc = script(tree, "nvcc", WRAPPER)
     record, modules = build(tree, CUDACXX=nvcc, FASTGAN_ARCHS="80", FASTGAN_BUILD="require")
@@ -121,6 +123,8 @@ def test_with_both_compilers(tree: Path) -> None:
 
 @needs_cxx
 @needs_nvcc
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # nvcc on a busy machine
 def test_nvcc_that_knows_fewer_architectures(tree: Path) -> None:
     """Of an old one, only what it knows: no 90a (which came with CUDA 12), and the PTX of the highest."""
     nvcc = script(tree, "nvcc", WRAPPER)
