@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -226,11 +227,21 @@ def run_train(command: Train) -> int:
         return 0
     with _progress() as on_tick:
         outcome = train(config, mapping=to_mapping(config), toml=to_toml(config), echo=_say, on_tick=on_tick)
-    _say(f"{outcome.samples / 1000:g} kimg done, {outcome.images_per_second:.0f} images/s")
+    speed = f", {outcome.images_per_second:.0f} images/s" if outcome.images_per_second else " before; --kimg goes on"
+    _say(f"{outcome.samples / 1000:g} kimg done{speed}")
     _say(f"samples: {outcome.pictures}\nreport:  {outcome.report}")
     if outcome.status == 0:
-        _say("try next:\n" + "".join(f"  {line}\n" for line in (outcome.out / "next.txt").read_text().splitlines()))
+        commands = (outcome.out / "next.txt").read_text().splitlines()
+        _say("try next:\n" + "".join(f"  {as_typed_here(line)}\n" for line in commands))
     return outcome.status
+
+
+def as_typed_here(command: str) -> str:
+    """A `fastgan ...` command as it works in this shell: with the path of the program where it is not on the PATH."""
+    program = os.path.relpath(sys.argv[0])
+    if shutil.which("fastgan") or os.path.basename(program) != "fastgan":
+        return command
+    return command.replace("fastgan", program, 1)
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastgan.errors import FastganError, suggest
 from fastgan.flat import FlatBuffers
 from fastgan.kernels.adam_ema import adam_ema_
-from fastgan.schedule import Schedule, Scheduled, highest, lowest, value_at
+from fastgan.schedule import Progress, Scheduled, highest, lowest
 
 # Per kind of optimiser, the tensors that it keeps per parameter.
 SLOTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",), "rmsprop": ("square_avg",)}
@@ -99,9 +99,6 @@ class PlayerState:
         self.average_params: list[Tensor] = [averages[name] for name in self.names if averages]
         self.slots = {slot: [torch.zeros_like(p) for p in self.params] for slot in SLOTS[options.kind]}
         self.updates = torch.zeros((), dtype=torch.float64, device=self.params[0].device)
-        self._one = torch.ones_like(self.updates)
-        scheduled = (options.lr, options.beta1, options.beta2)
-        self._rates = [v if isinstance(v, Schedule) else value_at(v, self.updates) for v in scheduled]
 
     def zero_grad(self) -> None:
         for p in self.params:
@@ -121,15 +118,15 @@ class PlayerState:
         return norm
 
     @torch.no_grad()
-    def update(self, progress: Tensor, ema_decay: Tensor, norm: Tensor, skip: Tensor) -> None:
+    def update(self, progress: Progress, ema_decay: Tensor, norm: Tensor, skip: Tensor) -> None:
         """One step of the optimiser and of the average, nothing of it where `skip` (0-dim bool) is set.
 
-        progress: 0-dim float64, fraction of the run;  ema_decay: 0-dim float64;  norm: of the gradients
+        ema_decay: 0-dim float64;  norm: of the gradients
         The gradients are given back afterwards.
         """
         o = self.options
-        scale = (o.clip_norm / norm.double()).clamp(max=1.0) if o.clip_norm else self._one
-        lr, beta1, beta2 = (value_at(v, progress) if isinstance(v, Schedule) else v for v in self._rates)
+        scale = (o.clip_norm / norm.double()).clamp(max=1.0) if o.clip_norm else progress.value(1.0)
+        lr, beta1, beta2 = map(progress.value, (o.lr, o.beta1, o.beta2))
         chosen, grads = self._with_gradients()
         if o.kind == "adam":
             adam_ema_(

@@ -53,6 +53,7 @@ _ROWS = (
         kimg=280,
         batch=64,
         threads=1,
+        channels_last=False,
     ),
     # Radford et al. 2016 (arXiv:1511.06434): batch normalisation in both networks, no penalty.
     Config(

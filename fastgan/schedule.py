@@ -65,3 +65,27 @@ def value_at(value: Scheduled, progress: Tensor) -> Tensor:
     if value.shape == "cosine":
         t = (1.0 - torch.cos(t * math.pi)) / 2.0
     return value.start + (value.end - value.start) * t
+
+
+class Progress:
+    """How far a run is, and what every number and schedule is there; each is computed once per step."""
+
+    def __init__(self, fraction: Tensor) -> None:
+        """fraction: 0-dim float64 on the device, the part of the run that is done"""
+        self.fraction = fraction
+        self._constants: dict[float, Tensor] = {}
+        self._values: dict[Schedule, Tensor] = {}
+
+    def advance(self, fraction: Tensor) -> None:
+        self.fraction = fraction
+        self._values.clear()
+
+    def value(self, value: Scheduled) -> Tensor:
+        """The value of a number or a schedule now: 0-dim float64, not to be changed."""
+        if isinstance(value, Schedule):
+            if value not in self._values:
+                self._values[value] = value_at(value, self.fraction)
+            return self._values[value]
+        if value not in self._constants:
+            self._constants[value] = value_at(value, self.fraction)
+        return self._constants[value]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastgan.contract import Batch, Draw, ImageShape, System, Turn
 from fastgan.errors import FastganError, suggest
 from fastgan.optim import Averaging, Optimizer, PlayerState
-from fastgan.schedule import value_at
+from fastgan.schedule import Progress
 
 # Streams of Draw: turns use 0, 1, 2, ...; pictures for people use one that no turn reaches.
 PICTURE_STREAM = 1 << 20
@@ -168,30 +168,34 @@ class Step:
         self.scalars = {name: torch.zeros_like(state.seen) for name in system.schedules()}
         self.turns = system.turns(state.modules, self.scalars)
         self.batches = sum(turn.repeat for turn in self.turns if turn.fresh and turn.plays(0))
-        self.progress = torch.zeros_like(state.seen)
+        self.progress = Progress(torch.zeros_like(state.seen))
         self._decay = torch.zeros_like(state.seen)
         self._total = float(total)
         self._sums: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # (turn, names of its values) -> sums
 
     def __call__(self, next_batch: Callable[[], Batch]) -> None:
-        """Play all turns of the next step, on batches from `next_batch`, and advance the state."""
-        batch: Batch | None = None
+        """Play all turns of the next step, on batches from `next_batch`, and advance the state.
+
+        All batches are fetched before anything changes: where that raises, the state is as it was.
+        """
+        fresh = [next_batch() for _ in range(self.batches)]
+        batch = fresh[0]
         self._schedule()
         for number, turn in enumerate(self.turns):
             if not turn.plays(self.state.step):
                 continue
             for _ in range(turn.repeat):
-                if turn.fresh or batch is None:
-                    batch = next_batch()
+                if turn.fresh:
+                    batch = fresh.pop(0)
                 self.play(turn, batch, Draw(self.seed, batch.index, stream=number))
         self.state.step += 1
         self.state.samples += self.batches * self.global_batch
 
     def _schedule(self) -> None:
         """Advance the device's count of images and set every scheduled scalar from it."""
-        torch.div(self.state.seen, self._total, out=self.progress)
+        self.progress.advance(self.state.seen / self._total)
         for name, value in self.system.schedules().items():
-            self.scalars[name].copy_(value_at(value, self.progress))
+            self.scalars[name].copy_(self.progress.value(value))
         images = self.batches * self.global_batch
         self.state.seen.add_(images)
         self._decay = self.averaging.decay(self.state.seen, images)
@@ -207,22 +211,20 @@ class Step:
         norms = {name: player.gradient_norm() for name, player in movers.items()}
         suffixes = {name: f".{name}" if len(norms) > 1 else "" for name in norms}
         statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}
-        values = torch.stack([value.detach().double() for value in statistics.values()])
-        finite = values.isfinite().all()
+        # The last term is 1: summed up, it counts the turns that were applied.
+        one = self.progress.value(1.0)
+        terms = torch.stack([value.detach().double() for value in (*statistics.values(), one)])
+        finite = terms.isfinite().all()
         skip = ~finite
         for player, buffers in zip(players, saved, strict=True):
             player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():
             player.update(self.progress, self._decay, norms[name], skip)
-        self.state.skipped.copy_(torch.stack([self.state.skipped[0] + skip, (self.state.skipped[1] + 1) * skip]))
-        self._accumulate(turn.name, tuple(statistics), values, finite)
-
-    def _accumulate(self, turn: str, names: tuple[str, ...], values: Tensor, finite: Tensor) -> None:
-        """Add the turn's values [K], where all are finite, to the sums [K + 1] of this tick; the last counts turns."""
-        key = (turn, names)
+        self.state.skipped.add_(skip)
+        self.state.skipped[1].mul_(skip)
+        key = (turn.name, tuple(statistics))
         if key not in self._sums:
-            self._sums[key] = values.new_zeros(len(values) + 1)
-        terms = torch.cat([values, torch.ones_like(values[:1])])
+            self._sums[key] = torch.zeros_like(terms)
         self._sums[key].add_(torch.where(finite, terms, 0.0))
 
     def read_statistics(self) -> dict[str, Any]:

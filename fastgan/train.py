@@ -244,10 +244,11 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
         f"preset {config.preset}, {config.shape.size}x{config.shape.size}, batch {config.batch}, on "
         f"{run.state.device}; parameters: {parameters}"
     )
+    device = torch.cuda.get_device_name(run.state.device) if run.state.device.type == "cuda" else "CPU"
     for line in run.images.left_out:
         run.log.line(line, echo=False)
     folder.write_text(out / "kernels.json", json.dumps([asdict(op) for op in _runtime.report()], indent=1))
-    folder.write_text(out / "about.json", json.dumps({"data": run.images.summary, "device": str(run.state.device)}))
+    folder.write_text(out / "about.json", json.dumps({"data": run.images.summary, "device": device}))
     if saved is not None:
         run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
         return
@@ -266,7 +267,12 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
     with StopSignals() as signals:
         while state.samples < config.images and not signals.received:
             before = state.samples
-            run.step(run.feeder.__next__)
+            try:
+                run.step(run.feeder.__next__)
+            except FastganError:  # an image that cannot be read after all: what was trained is kept
+                if state.samples > started:
+                    _save(run)
+                raise
             if ticker.due:
                 _check_finite(run, ticker.tick())
             if state.samples < config.images and not signals.received:

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastgan.errors import FastganError
 from fastgan.optim import Averaging, Optimizer, PlayerState
-from fastgan.schedule import Schedule, value_at
+from fastgan.schedule import Progress, Schedule, value_at
 
 ZERO, NEVER = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool)
 
@@ -26,7 +26,7 @@ def train(player: PlayerState, steps: int, decay: float = 0.9) -> None:
         player.zero_grad()
         x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
         player.module(x).square().mean().backward()
-        player.update(ZERO, torch.tensor(decay, dtype=torch.float64), player.gradient_norm(), NEVER)
+        player.update(Progress(ZERO), torch.tensor(decay, dtype=torch.float64), player.gradient_norm(), NEVER)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(kind: str) -> None:
     player = PlayerState(network(), Optimizer(kind, 0.1), averaged=True)
     before = [p.detach().clone() for p in player.params]
     player.params[0].grad = torch.ones_like(player.params[0])
-    player.update(ZERO, ZERO, player.gradient_norm(), NEVER)
+    player.update(Progress(ZERO), ZERO, player.gradient_norm(), NEVER)
     assert not torch.equal(player.params[0], before[0])
     assert all(torch.equal(p, q) for p, q in zip(player.params[1:], before[1:], strict=True))
     assert torch.equal(player.average_params[0], player.params[0])
@@ -133,3 +133,12 @@ def test_cosine_is_flat_at_its_ends() -> None:
     values = torch.stack([value_at(Schedule(1.0, 0.0), x) for x in t])
     assert values[0] - values[1] < 1e-3
     assert values[49] - values[50] > 1e-2
+
+
+def test_progress_knows_each_value_once_per_step() -> None:
+    progress, schedule = Progress(ZERO), Schedule(2.0, 1.0, shape="linear")
+    first = progress.value(schedule)
+    assert progress.value(Schedule(2.0, 1.0, shape="linear")) is first
+    assert (float(first), float(progress.value(0.5))) == (2.0, 0.5)
+    progress.advance(torch.tensor(0.5, dtype=torch.float64))
+    assert (float(progress.value(schedule)), float(progress.value(0.5))) == (1.5, 0.5)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from fastgan.config import resolve, to_mapping, to_toml
 from fastgan.errors import FastganError
 from fastgan.run import folder
+from fastgan.ticker import Tick
 from fastgan.train import DONE, Config, Outcome, train
 
 ROOT = Path(__file__).parent.parent
@@ -252,3 +253,23 @@ def test_growth_of_the_learning_rate_and_kimg_is_free(whole: Path, tmp_path: Pat
     run(out, "kimg=0.16")
     run(out, "kimg=0.32")
     assert folder.load(out, print).state["counters"]["samples"] == 320
+
+
+def test_an_image_that_breaks_while_training_stops_it_and_keeps_what_was_trained(tmp_path: Path) -> None:
+    """The set is larger than memory_gb, so images are decoded when their turn comes; one is damaged by then."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(64):
+        Image.effect_noise((32, 32), 60).convert("RGB").save(photos / f"{i:02}.jpg")
+    out = tmp_path / "run"
+    sets = (f'data.path="{photos}"', "data.channels=3", "data.memory_gb=0", "output.checkpoint_kimg=0")
+
+    def damage(tick: Tick) -> None:
+        if tick.step == 3:
+            for path in photos.iterdir():
+                path.write_bytes(path.read_bytes()[:300])
+
+    c = config(out, *sets)
+    with pytest.raises(FastganError, match=r"\.jpg"):
+        train(c, mapping=to_mapping(c), toml=to_toml(c), echo=lambda line: None, on_tick=damage)
+    assert folder.load(out, print).state["counters"]["step"] >= 3
