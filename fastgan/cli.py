@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 # PyTorch's threads wait asleep, not spinning: on a machine that does something else too, spinning made small
 # operations 5 to 20 times slower. It is read when torch is loaded, so it comes before any other import.
@@ -35,39 +35,40 @@ MENDABLE, RESUMABLE = 2, 3
 console = Console(highlight=False, soft_wrap=True)
 
 
+def _default(text: str) -> Any:
+    """What the help says in place of `None`."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
 @dataclass
 class Train:
-    """Train a GAN on a folder or zip of images; the same command again goes on where it stopped.
+    """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
 
-    Everything else is set by --set, such as --set data.size=128 --set system.r1=0.5 --set optim.critic.lr=1e-4;
-    --dry-run prints all keys.
-    """
-
-    data: str | None = None
+    data: Annotated[str | None, _default("the preset's")] = None
     """folder or zip of images, or "digits" (1,797 handwritten digits, no data needed)"""
-    preset: str | None = None
-    """networks, losses, optimisers: digits, dcgan-64 (default), wgan-gp-64, sngan-32, r3gan-32, r3gan-64, r3gan-256"""
-    out: str | None = None
-    """run folder (default: runs/PRESET)"""
-    kimg: float | None = None
+    preset: Annotated[str | None, _default("dcgan-64")] = None
+    """networks, losses, optimisers: digits, dcgan-64, wgan-gp-64, sngan-32, r3gan-32, r3gan-64, r3gan-256"""
+    out: Annotated[str | None, _default("runs/PRESET")] = None
+    """run folder"""
+    kimg: Annotated[float | None, _default("the preset's")] = None
     """length of the run, in thousands of images"""
-    batch: int | None = None
+    batch: Annotated[int | None, _default("the preset's")] = None
     """images per step"""
-    seed: int | None = None
+    seed: Annotated[int | None, _default("0")] = None
     """of weights, order and noise"""
-    init: str | None = None
+    init: Annotated[str | None, _default("fresh weights")] = None
     """start from the weights of a run, a checkpoint or a .safetensors file"""
-    config: Path | None = None
+    config: Annotated[Path | None, _default("the preset alone")] = None
     """TOML file, such as another run's config.toml"""
     set: Annotated[list[str], UseAppendAction] = field(default_factory=list)
-    """a.b=value, any key of the config (repeatable)"""
+    """any key of the config, such as data.size=128, system.r1=0.5, optim.critic.lr=1e-4; --dry-run prints all"""
     dry_run: bool = False
     """print the config, the data, the networks and what runs on which kernel; do one step; write nothing"""
-    resume: str | None = None
-    """auto (default), never, or a run or checkpoint to go on from"""
-    device: str | None = None
-    """auto (default), cpu, cuda, cuda:1"""
-    workers: int | None = None
+    resume: Annotated[str | None, _default("auto")] = None
+    """auto, never, or a run or checkpoint to go on from"""
+    device: Annotated[str | None, _default("auto")] = None
+    """auto, cpu, cuda, cuda:1"""
+    workers: Annotated[int | None, _default("one per core")] = None
     """threads that decode images"""
 
 
@@ -125,7 +126,7 @@ class Bench:
     steps: int = 5
     """timed steps, after two untimed ones"""
     set: Annotated[list[str], UseAppendAction] = field(default_factory=list)
-    """a.b=value, any key of the config (repeatable)"""
+    """any key of the config, such as data.size=128"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1"""
 
@@ -152,10 +153,11 @@ def parse(args: Sequence[str] | None) -> Command:
 
 
 def one_line(box: str) -> str:
-    """The text of an error box with a title, without its frame, as one line."""
+    """The text of an error box, without its frame, title and pointers to the help, as one line."""
     rows = [re.sub(r"^[│|]\s?|\s*[│|]$", "", row).strip() for row in box.splitlines()]
     rows = [row for row in rows if row and not re.fullmatch(r"[╭╰─╮╯+\-\s]*|[╭+].*[╮+]", row)]
-    return re.sub(r"\s+", " ", " ".join(rows)).strip()
+    rows = [row for row in rows if not re.match(r"For full helptext|in fastgan .*--help$|fastgan .*--help$", row)]
+    return re.sub(r"\s+", " ", " ".join(rows)).strip(" .") + "; see fastgan --help"
 
 
 def main(args: Sequence[str] | None = None) -> int:
