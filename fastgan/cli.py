@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -170,8 +170,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
         return RESUMABLE
-    except BrokenPipeError:
-        return 1
 
 
 def run(command: Command) -> int:
@@ -201,20 +199,12 @@ def train_config(command: Train) -> Config:
         "device": command.device,
         "data.workers": command.workers,
     }
+    given = {key: value for key, value in flags.items() if value is not None}
     preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
-    config = resolve(preset, command.config, {k: v for k, v in flags.items() if v is not None}, command.set)
+    config = resolve(preset, command.config, given, command.set)
     if not config.data.path:
         raise FastganError(f"preset {config.preset} needs images: --data FOLDER or ZIP (or --preset digits to try it)")
-    return (
-        config
-        if config.out
-        else resolve(
-            preset,
-            command.config,
-            {**{k: v for k, v in flags.items() if v is not None}, "out": f"runs/{config.preset}"},
-            command.set,
-        )
-    )
+    return config if config.out else replace(config, out=f"runs/{config.preset}")
 
 
 def run_train(command: Train) -> int:
@@ -228,7 +218,9 @@ def run_train(command: Train) -> int:
             _say(line)
         return 0
     with _progress() as on_tick:
-        outcome = train(config, mapping=to_mapping(config), toml=to_toml(config), echo=_say, on_tick=on_tick)
+        # How this command began is not part of the run: its config.toml goes on with what is there.
+        toml = to_toml(replace(config, resume="auto", init=""))
+        outcome = train(config, mapping=to_mapping(config), toml=toml, echo=_say, on_tick=on_tick)
     speed = f", {outcome.images_per_second:.0f} images/s" if outcome.images_per_second else " before; --kimg goes on"
     _say(f"{outcome.samples / 1000:g} kimg done{speed}")
     _say(f"samples: {outcome.pictures}\nreport:  {outcome.report}")
@@ -247,7 +239,13 @@ def as_typed_here(command: str) -> str:
 
 
 def _say(text: str) -> None:
-    console.print(text, markup=False)
+    """Print a line; one that nobody can read (a closed pipe, a name outside the terminal's alphabet) ends no run."""
+    try:
+        console.print(text, markup=False)
+    except UnicodeEncodeError:
+        console.print(text.encode("ascii", "backslashreplace").decode(), markup=False)
+    except BrokenPipeError:
+        console.file = open(os.devnull, "w")  # noqa: SIM115  (for the rest of the process)
 
 
 @contextlib.contextmanager
@@ -271,7 +269,7 @@ def parse_seeds(text: str) -> list[int]:
     """`0-3,7` as [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
         if not match:
             raise FastganError(f"--seeds {text!r} is not a list of numbers and ranges such as 0-63 or 3,7,20-29")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -295,6 +293,12 @@ def _load_run(path: Path, weights: str, device_name: str):  # type: ignore[no-un
     return config, players, device
 
 
+def _file_name(seeds: str) -> str:
+    """Seeds as part of a file's name, a long list by its beginning."""
+    name = seeds.replace(" ", "")
+    return name if len(name) <= 60 else name[:57] + "..."
+
+
 def _run_folder(path: Path) -> Path:
     return path.parent.parent if (path / "state.json").exists() else path
 
@@ -306,7 +310,7 @@ def run_sample(command: Sample) -> int:
     seeds = parse_seeds(command.seeds)
     config, players, device = _load_run(command.run, command.weights, command.device)
     images = to_uint8(sample_images(config.system, players, picture_latents(config.system, seeds, device)))
-    out = command.out or _run_folder(command.run) / f"samples-{command.seeds.replace(' ', '')}.png"
+    out = command.out or _run_folder(command.run) / f"samples-{_file_name(command.seeds)}.png"
     with _writable(out):
         save_png(grid(images), out)
         if command.singles:
@@ -330,7 +334,7 @@ def run_interpolate(command: Interpolate) -> int:
     config, players, device = _load_run(command.run, command.weights, command.device)
     path = latent_path(config.system, picture_latents(config.system, seeds, device), command.frames)
     images = to_uint8(sample_images(config.system, players, path))
-    out = command.out or _run_folder(command.run) / f"interpolation-{command.seeds.replace(' ', '')}.webp"
+    out = command.out or _run_folder(command.run) / f"interpolation-{_file_name(command.seeds)}.webp"
     strip = out.with_suffix(".png")
     with _writable(out):
         save_animation(images, out, fps=command.fps)

@@ -34,12 +34,19 @@ def resolve(
     mapping = read_toml(file) if file else {}
     name = preset or mapping.pop("preset", None) or DEFAULT_PRESET
     mapping.pop("preset", None)
-    config = from_mapping(name, mapping)
-    for key, value in (flags or {}).items():
-        config = override(config, key, value)
-    for text in sets:
-        config = override(config, *parse_set(text))
-    return config
+    for key, value in [*(flags or {}).items(), *map(parse_set, sets)]:
+        _insert(mapping, key, value)
+    return from_mapping(name, mapping)
+
+
+def _insert(mapping: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key of a nested mapping, which `_merge` checks as a whole afterwards."""
+    *groups, last = key.split(".")
+    for group in groups:
+        if not isinstance(mapping.get(group), dict):
+            mapping[group] = {}
+        mapping = mapping[group]
+    mapping[last] = value
 
 
 def from_mapping(preset: object, mapping: Mapping[str, Any]) -> Config:
@@ -53,11 +60,13 @@ def from_mapping(preset: object, mapping: Mapping[str, Any]) -> Config:
 def read_toml(path: Path) -> dict[str, Any]:
     """The nested mapping in a TOML file, or FastganError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FastganError(f"config file {path} does not exist; check --config") from None
     except OSError as error:
         raise FastganError(f"config file {path} cannot be read: {error.strerror}; check --config") from None
+    except RecursionError:
+        raise FastganError(f"config file {path} is nested too deeply; start from a run's config.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FastganError(
             f"config file {path} is not TOML: {error}; mend it, or start from a run's config.toml"
@@ -77,10 +86,9 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 def override(config: Config, key: str, value: Any) -> Config:
     """The config with the value at the dotted `key` replaced."""
-    nested: Any = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    changed: Config = _merge(config, nested, "")
+    changes: dict[str, Any] = {}
+    _insert(changes, key, value)
+    changed: Config = _merge(config, changes, "")
     return changed
 
 
@@ -128,7 +136,7 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         if origin is Schedule and isinstance(value, Mapping):
             return _merge_schedule(value, name)
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            if math.isnan(value):
+            if not math.isfinite(value):
                 break
             return float(value)
         if origin is tuple and isinstance(value, (list, tuple)):

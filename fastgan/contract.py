@@ -82,7 +82,8 @@ class Turn:
     gradients(batch, draw): adds into the `.grad` of `players`, returns 0-dim device tensors for the log
     repeat: how many times in a row, each on a batch of its own
     every:  the turn is part of every `every`-th step only (lazy phases); with `rest`, of all the other steps
-    fresh:  it takes new batches of reals; else the batch of the turn before it
+    fresh:  it takes new batches of reals; else the batch of the turn before it, and it may go on from what that turn
+            computed: the two are captured together, once per phase of the turn before
     """
 
     name: str

@@ -117,6 +117,10 @@ class PlayerState:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         return norm
 
+    def values(self, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
+        """Learning rate, beta1 and beta2 now."""
+        return progress.value(self.options.lr), progress.value(self.options.beta1), progress.value(self.options.beta2)
+
     @torch.no_grad()
     def update(self, progress: Progress, ema_decay: Tensor, norm: Tensor, skip: Tensor) -> None:
         """One step of the optimiser and of the average, nothing of it where `skip` (0-dim bool) is set.
@@ -126,15 +130,16 @@ class PlayerState:
         """
         o = self.options
         scale = (o.clip_norm / norm.double()).clamp(max=1.0) if o.clip_norm else progress.value(1.0)
-        lr, beta1, beta2 = map(progress.value, (o.lr, o.beta1, o.beta2))
+        lr, beta1, beta2 = self.values(progress)
         chosen, grads = self._with_gradients()
+        averaged = o.kind == "adam" and not o.clip_weights  # by the kernel; else below, after the clipping
         if o.kind == "adam":
             adam_ema_(
                 [self.params[i] for i in chosen],
                 grads,
                 [self.slots["exp_avg"][i] for i in chosen],
                 [self.slots["exp_avg_sq"][i] for i in chosen],
-                [self.average_params[i] for i in chosen if self.average_params],
+                [self.average_params[i] for i in chosen if self.average_params and averaged],
                 step=self.updates,
                 lr=lr,
                 beta1=beta1,
@@ -148,13 +153,14 @@ class PlayerState:
             for i, grad in zip(chosen, grads, strict=True):
                 self._update_simple(i, grad * scale.to(grad.dtype), lr, beta1, beta2, skip)
             self.updates.add_(torch.where(skip, 0.0, 1.0))
-        weight = torch.where(skip, 0.0, 1.0 - ema_decay)
-        if o.kind != "adam":
-            for average, p in zip(self.average_params, self.params, strict=False):
-                average.lerp_(p, weight.to(p.dtype))
         if o.clip_weights:
             for p in self.params:
-                p.clamp_(-o.clip_weights, o.clip_weights)
+                torch.where(skip, p, p.clamp(-o.clip_weights, o.clip_weights), out=p)
+        weight = torch.where(skip, 0.0, 1.0 - ema_decay)
+        done = set(chosen) if averaged else set()
+        for i, average in enumerate(self.average_params):
+            if i not in done:
+                average.lerp_(self.params[i], weight.to(average.dtype))
         if self.average_buffers is not None:  # running statistics are averaged like the weights they belong to
             self.average_buffers.average(self.buffers, weight)
         self.zero_grad()

@@ -19,7 +19,10 @@ def _both(**options: object) -> dict[str, Optimizer]:
 
 
 def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: float) -> Config:
-    """R3GAN (Huang et al. 2024, arXiv:2501.05441, table 9): relativistic pairs, R1 + R2, burn-in of 20 Mimg."""
+    """R3GAN (Huang et al. 2024, arXiv:2501.05441, table 9): relativistic pairs, R1 + R2, burn-in of 20 Mimg.
+
+    The burn-in is a fraction of the run: another --kimg stretches it. The paper's augmentation is not there.
+    """
     burn_in = 20_000 / kimg
     gammas = Schedule(gamma, gamma / 10, finish=burn_in)
     return Config(

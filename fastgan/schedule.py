@@ -68,24 +68,24 @@ def value_at(value: Scheduled, progress: Tensor) -> Tensor:
 
 
 class Progress:
-    """How far a run is, and what every number and schedule is there; each is computed once per step."""
+    """How far a run is, and what every number and schedule is there, in tensors that stay where they are.
+
+    fraction: 0-dim float64 on the device, the part of the run that is done
+    """
 
     def __init__(self, fraction: Tensor) -> None:
-        """fraction: 0-dim float64 on the device, the part of the run that is done"""
         self.fraction = fraction
-        self._constants: dict[float, Tensor] = {}
-        self._values: dict[Schedule, Tensor] = {}
+        self._values: dict[Scheduled, Tensor] = {}
 
     def advance(self, fraction: Tensor) -> None:
-        self.fraction = fraction
-        self._values.clear()
+        """Move to `fraction` and set every schedule's tensor to its value there."""
+        self.fraction.copy_(fraction)
+        for value, tensor in self._values.items():
+            if isinstance(value, Schedule):
+                tensor.copy_(value_at(value, self.fraction))
 
     def value(self, value: Scheduled) -> Tensor:
-        """The value of a number or a schedule now: 0-dim float64, not to be changed."""
-        if isinstance(value, Schedule):
-            if value not in self._values:
-                self._values[value] = value_at(value, self.fraction)
-            return self._values[value]
-        if value not in self._constants:
-            self._constants[value] = value_at(value, self.fraction)
-        return self._constants[value]
+        """The value of a number or a schedule now: 0-dim float64, always the same tensor, not to be changed."""
+        if value not in self._values:
+            self._values[value] = value_at(value, self.fraction)
+        return self._values[value]

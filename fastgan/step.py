@@ -7,6 +7,7 @@ the device until `TrainState.read_statistics` is called, once per tick.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,8 @@ class TrainState:
     step:    steps done
     samples: real images taken from the order of the data so far, over all ranks; the next batch starts here
     seen:    0-dim float64 on the device: the same count, read by schedules
-    skipped: [2] int64 on the device: turns not applied because something was not finite: in all, and in a row
+    skipped: [players, 2] int64 on the device: updates of each player that were not applied because something was not
+             finite: in all, and in a row
     """
 
     players: dict[str, PlayerState]
@@ -43,7 +45,7 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self.seen = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.skipped = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.skipped = torch.zeros(len(self.players), 2, dtype=torch.int64, device=self.device)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -80,7 +82,7 @@ class TrainState:
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
         """First weights from files by name ("critic", "generator.ema", ...); a lone other file is the generator's."""
-        if len(tensors) == 1 and not any(name in self.players for name in (next(iter(tensors)).split(".")[0],)):
+        if len(tensors) == 1 and next(iter(tensors)).split(".")[0] not in self.players:
             tensors = {"generator": next(iter(tensors.values()))}
         found = [name for name in self.players if name in tensors or f"{name}.ema" in tensors]
         if not found:
@@ -165,13 +167,22 @@ class Step:
         """total: images of the whole run, of which schedules are fractions; world: number of ranks"""
         self.system, self.state, self.averaging = system, state, averaging
         self.seed, self.global_batch = seed, batch * world
-        self.scalars = {name: torch.zeros_like(state.seen) for name in system.schedules()}
-        self.turns = system.turns(state.modules, self.scalars)
-        self.batches = sum(turn.repeat for turn in self.turns if turn.fresh and turn.plays(0))
         self.progress = Progress(torch.zeros_like(state.seen))
+        self.scalars = {name: self.progress.value(value) for name, value in system.schedules().items()}
+        for player in state.players.values():  # made now, not within a turn that is captured
+            player.values(self.progress)
+        self.turns = system.turns(state.modules, self.scalars)
+        self.batches = self._batches_of(0)
+        cycle = math.lcm(*(turn.every for turn in self.turns))
+        assert all(self._batches_of(s) == self.batches for s in range(min(cycle, 1000))), "steps differ in batches"
         self._decay = torch.zeros_like(state.seen)
         self._total = float(total)
+        self._rows = {name: row for row, name in enumerate(state.players)}
         self._sums: dict[tuple[str, tuple[str, ...]], Tensor] = {}  # (turn, names of its values) -> sums
+
+    def _batches_of(self, step: int) -> int:
+        """Batches that step number `step` takes; the same for all, so that samples can be counted by steps."""
+        return sum(turn.repeat for turn in self.turns if turn.fresh and turn.plays(step))
 
     def __call__(self, next_batch: Callable[[], Batch]) -> None:
         """Play all turns of the next step, on batches from `next_batch`, and advance the state.
@@ -194,11 +205,9 @@ class Step:
     def _schedule(self) -> None:
         """Advance the device's count of images and set every scheduled scalar from it."""
         self.progress.advance(self.state.seen / self._total)
-        for name, value in self.system.schedules().items():
-            self.scalars[name].copy_(self.progress.value(value))
         images = self.batches * self.global_batch
         self.state.seen.add_(images)
-        self._decay = self.averaging.decay(self.state.seen, images)
+        self._decay.copy_(self.averaging.decay(self.state.seen, images))
 
     def play(self, turn: Turn, batch: Batch, draw: Draw) -> None:
         """One turn: gradients, then the update of its players, or nothing where something is not finite."""
@@ -220,16 +229,16 @@ class Step:
             player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():
             player.update(self.progress, self._decay, norms[name], skip)
-        self.state.skipped.add_(skip)
-        self.state.skipped[1].mul_(skip)
+            self.state.skipped[self._rows[name]].add_(skip)
+            self.state.skipped[self._rows[name], 1].mul_(skip)
         key = (turn.name, tuple(statistics))
         if key not in self._sums:
             self._sums[key] = torch.zeros_like(terms)
         self._sums[key].add_(torch.where(finite, terms, 0.0))
 
     def read_statistics(self) -> dict[str, Any]:
-        """Means since the last call, and the counts of skipped turns: the one place that reads the device."""
-        numbers = torch.cat([*self._sums.values(), self.state.skipped.double()]).tolist()
+        """Means since the last call; updates skipped in all and, by the worst player, in a row. Reads the device."""
+        numbers = torch.cat([*self._sums.values(), self.state.skipped.double().flatten()]).tolist()
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         for (turn, names), tensor in self._sums.items():
@@ -239,4 +248,4 @@ class Step:
                 counts[f"{turn}.{name}"] = counts.get(f"{turn}.{name}", 0.0) + count
             tensor.zero_()
         means = {name: sums[name] / counts[name] if counts[name] else float("nan") for name in sums}
-        return means | {"skipped": int(numbers[0]), "skipped_in_a_row": int(numbers[1])}
+        return means | {"skipped": int(sum(numbers[0::2])), "skipped_in_a_row": int(max(numbers[1::2]))}

@@ -29,7 +29,9 @@ class Tick:
 
 
 class Ticker:
-    """Counts what the loop does; reads the device's statistics and logs them every `seconds` seconds.
+    """Counts what the loop does; reads the device's statistics and logs them.
+
+    interval: seconds between two ticks, at least
 
     total:   images of the whole run
     on_tick: takes each Tick, after the log

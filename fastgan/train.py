@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from fastgan.run import checkpoint as checkpoints
 from fastgan.run import folder
 from fastgan.run.images import grid, save_png, to_uint8
 from fastgan.run.log import RunLog
+from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
 from fastgan.run.report import write_report
 from fastgan.run.signals import StopSignals
 from fastgan.step import Step, TrainState, new_state
@@ -55,6 +54,9 @@ class Output:
         for name in ("tick_seconds", "grid_kimg", "checkpoint_kimg"):
             if not getattr(self, name) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("grid_kimg", "checkpoint_kimg"):
+            if 0 < getattr(self, name) < 1e-3:
+                raise FastganError(f"{name} must be 0 or at least 0.001 (one image), got {getattr(self, name)}")
         for name in ("keep", "grid_images"):
             if getattr(self, name) < 1:
                 raise FastganError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -100,8 +102,10 @@ class Config:
         for name in ("kimg", "batch", "max_skipped"):
             if not getattr(self, name) > 0 or math.isinf(getattr(self, name)):
                 raise FastganError(f"{name} must be more than 0, got {getattr(self, name)}")
-        if self.threads < 0:
-            raise FastganError(f"threads must be 0 or more, got {self.threads}")
+        if self.kimg > 1e9:
+            raise FastganError(f"kimg must be at most 1e9 (a trillion images), got {self.kimg}")
+        if not 0 <= self.threads <= 1024:
+            raise FastganError(f"threads must be from 0 to 1024, got {self.threads}")
         if not 0 <= self.seed < 2**63:
             raise FastganError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
 
@@ -148,11 +152,20 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only CPUs and CUDA devices are supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:150]
         raise FastganError(f"device {name!r} cannot be used here ({reason}); use --device cpu, cuda or auto") from None
     return device
+
+
+def prepare_device(config: Config) -> torch.device:
+    """The device of a config, with PyTorch's threads set as it says."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return pick_device(config.device)
 
 
 def train(
@@ -169,14 +182,13 @@ def train(
     Raises FastganError for what a user can mend; a run's checkpoints are never lost by it.
     """
     out = Path(config.out)
-    with mendable_disk_errors(out):
-        device = pick_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+    with mendable_disk_errors(out), mendable_memory_errors():
+        device = prepare_device(config)
         images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
+        data = fingerprint(images)
         saved = folder.find_checkpoint(out, config.resume, echo)
         if saved is not None:
-            folder.check_same_run(saved, mapping, fingerprint(images))
+            folder.check_same_run(saved, mapping, data)
         state = build_state(config, device)
         if saved is not None:
             state.restore(saved.tensors, saved.state["counters"])
@@ -193,7 +205,7 @@ def train(
         ) as feeder:
             folder.prepare(out, toml)
             with RunLog(out, echo=echo, resume_at=state.samples) as log:
-                run = _Run(config, mapping, out, images, fingerprint(images), state, step, feeder, log)
+                run = _Run(config, mapping, out, images, data, state, step, feeder, log)
                 _start(run, saved)
                 ticker = Ticker(
                     state, step, feeder, log, total=config.images, interval=config.output.tick_seconds, on_tick=on_tick
@@ -251,9 +263,10 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     folder.write_text(out / "about.json", json.dumps({"data": run.images.summary, "device": device}))
     if saved is not None:
         run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
-        return
-    if config.init:
+    elif config.init:
         run.log.line(f"first weights from {config.init}")
+    if saved is not None and (out / "reals.png").exists():
+        return
     count = min(config.output.grid_images, len(run.images))
     reals = torch.from_numpy(run.images.read(torch.arange(count).numpy()))
     save_png(grid(reals, columns=_columns(count)), out / "reals.png")
@@ -309,12 +322,12 @@ def _columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def _draw_fakes(run: _Run) -> None:
-    """Samples of the averaged generator for the run's fixed latents, as fakes-KIMG.png."""
+def _draw_fakes(run: _Run) -> Path:
+    """Samples of the averaged generator for the run's fixed latents, as fakes-IMAGES.png."""
     count = run.config.output.grid_images
     latents = picture_latents(run.config.system, range(count), run.state.device)
     images = to_uint8(sample_images(run.config.system, run.state.averages, latents))
-    save_png(grid(images, columns=_columns(count)), run.out / f"fakes-{run.state.samples:09}.png")
+    return save_png(grid(images, columns=_columns(count)), run.out / f"fakes-{run.state.samples:09}.png")
 
 
 def _save(run: _Run) -> None:
@@ -331,37 +344,23 @@ def _save(run: _Run) -> None:
 
 def _finish(run: _Run, stopped: str | None, images_per_second: float) -> Outcome:
     """Last pictures, the report, and how it ended."""
-    _draw_fakes(run)
+    pictures = _draw_fakes(run)
     folder.write_text(run.out / "next.txt", "\n".join(folder.next_commands(run.out, run.config.kimg)) + "\n")
     report = write_report(run.out)
     if stopped:
-        run.log.line(f"stopped by {stopped} at {run.state.samples / 1000:.1f} kimg and saved; the same command goes on")
+        kimg = f"{run.state.samples / 1000:.1f} kimg"
+        run.log.line(f"stopped by {stopped} at {kimg} and saved; {_how_to_go_on(run)}")
     return Outcome(
         RESUMABLE if stopped else DONE,
         run.out,
         run.state.samples,
         images_per_second,
-        max(run.out.glob("fakes-*.png")),
+        pictures,
         report,
     )
 
 
-@contextmanager
-def mendable_disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-        ):
-            raise
-        raise FastganError(
-            f"cannot write {error.filename or out}: {error.strerror}; make room or choose another --out, then run "
-            f"the same command again: it goes on from the newest checkpoint"
-        ) from error
+def _how_to_go_on(run: _Run) -> str:
+    if run.config.resume == "auto":
+        return "the same command goes on"
+    return f"fastgan train --config {run.out / 'config.toml'} goes on"

@@ -16,12 +16,12 @@ from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
 from fastgan.kernels import _runtime
 from fastgan.step import Step, TrainState
-from fastgan.train import Config, build_state, pick_device
+from fastgan.train import Config, build_state, prepare_device
 
 
 def dry_run(config: Config) -> Iterator[str]:
     """Lines about the data, the networks and the kernels; then one step is done and timed. Writes no file."""
-    device = pick_device(config.device)
+    device = prepare_device(config)
     images = open_images(config.data)
     yield images.summary
     state = build_state(config, device)
@@ -69,7 +69,7 @@ class RandomBatches:
 
 def bench_step(config: Config, steps: int, say: Callable[[str], None]) -> None:
     """Time whole training steps on random images and say images/s, ms per step, peak memory and the ceilings."""
-    device = pick_device(config.device)
+    device = prepare_device(config)
     info = bench.device_info(device)
     say(f"{info.name}, {info.threads} threads, torch {info.torch}, fastgan {info.fastgan}")
     state = build_state(config, device)

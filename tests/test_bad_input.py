@@ -129,6 +129,16 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "batch above the set": (lambda b: train(b, "--batch", "9"), ["batch 9", "8 images", "--batch 8"]),
     "odd size": (lambda b: train(b, "--set", "data.size=20"), ["20"]),
     "unknown device": (lambda b: train(b, "--device", "gpu"), ["'gpu'", "--device"]),
+    "an infinite rate": (lambda b: train(b, "--set", "optim.critic.lr=inf"), ["optim.critic.lr", "inf"]),
+    "a trillion kimg": (lambda b: train(b, "--kimg", "1e306"), ["kimg", "1e9"]),
+    "too many threads": (lambda b: train(b, "--set", "threads=2147483648"), ["threads", "1024"]),
+    "a network beyond memory": (lambda b: train(b, "--set", "system.latent=100000000000"), ["out of memory"]),
+    "a device without numbers": (lambda b: train(b, "--device", "meta"), ["'meta'", "--device"]),
+    "a name too long": (lambda b: train(b, "--out", str(b / ("x" * 300))), ["File name too long"]),
+    "sample onto a folder": (
+        lambda b: ["sample", str(b / "run"), "--out", str(b / "photos")],
+        ["photos", "not a regular file"],
+    ),
     "missing config": (lambda b: train(b, "--config", str(b / "no.toml")), ["no.toml", "does not exist"]),
     "config without preset keys": (
         lambda b: [

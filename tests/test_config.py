@@ -96,3 +96,8 @@ def test_unknown_preset_and_bad_files(tmp_path: Path) -> None:
     bad.write_text('preset = ["x"]')
     with pytest.raises(FastganError, match="is unknown"):
         resolve(file=bad)
+
+
+def test_values_that_belong_together_are_checked_together() -> None:
+    config = resolve("r3gan-32", sets=["system.networks.widths=[64,64,64,64]", "system.networks.blocks=[1,1,1,1]"])
+    assert config.system.networks.widths == (64, 64, 64, 64)  # type: ignore[attr-defined]

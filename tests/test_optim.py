@@ -70,6 +70,21 @@ def test_weights_are_clipped() -> None:
     assert max(float(p.detach().abs().max()) for p in player.params) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("kind", ["adam", "sgd", "rmsprop"])
+def test_clipped_weights_are_averaged_clipped_and_skipped(kind: str) -> None:
+    player = PlayerState(network(), Optimizer(kind, 1e-2, clip_weights=0.01), averaged=True)
+    before = [p.detach().clone() for p in player.params]
+    for p in player.params:
+        p.grad = torch.ones_like(p)
+    player.update(Progress(ZERO), ZERO, player.gradient_norm(), torch.ones((), dtype=torch.bool))
+    assert all(torch.equal(p, q) for p, q in zip(player.params, before, strict=True))
+    for p in player.params:
+        p.grad = torch.ones_like(p)
+    player.update(Progress(ZERO), ZERO, player.gradient_norm(), NEVER)
+    assert all(torch.equal(a, p) for a, p in zip(player.average_params, player.params, strict=True))
+    assert max(float(a.abs().max()) for a in player.average_params) <= 0.01
+
+
 def test_the_norm_is_of_all_gradients() -> None:
     player = PlayerState(network(), Optimizer(), averaged=False)
     assert float(player.gradient_norm()) == 0
@@ -88,7 +103,7 @@ def test_a_parameter_without_a_gradient_is_left_alone(kind: str) -> None:
     player.update(Progress(ZERO), ZERO, player.gradient_norm(), NEVER)
     assert not torch.equal(player.params[0], before[0])
     assert all(torch.equal(p, q) for p, q in zip(player.params[1:], before[1:], strict=True))
-    assert torch.equal(player.average_params[0], player.params[0])
+    assert all(torch.equal(a, p) for a, p in zip(player.average_params, player.params, strict=True))
     assert player.params[0].grad is None
 
 

@@ -96,7 +96,7 @@ def test_a_run_leaves_what_is_promised(whole: Path) -> None:
             assert len(picture.getcolors(1 << 24) or []) > 5
     stats = [json.loads(line) for line in (whole / "stats.jsonl").read_text().splitlines()]
     assert [s["images"] for s in stats] == [16 * i for i in range(1, STEPS + 1)]
-    assert {"critic.loss", "generator.loss", "critic.r1", "gradient_norm"} & set(stats[-1])
+    assert {"critic.loss", "generator.loss", "critic.r1", "critic.gradient_norm", "skipped"} <= set(stats[-1])
     assert stats[-1]["images_per_second"] > 0
     assert 0 <= stats[-1]["wait_share"] < 1
     assert len(list((whole / "checkpoints").glob("step-*"))) == 3
@@ -248,7 +248,7 @@ def test_non_finite_losses_stop_the_run_and_keep_the_weights(tmp_path: Path) -> 
     assert all(t.isfinite().all() for t in weights(out).values())
 
 
-def test_growth_of_the_learning_rate_and_kimg_is_free(whole: Path, tmp_path: Path) -> None:
+def test_a_run_may_grow(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, "kimg=0.16")
     run(out, "kimg=0.32")
@@ -273,3 +273,10 @@ def test_an_image_that_breaks_while_training_stops_it_and_keeps_what_was_trained
     with pytest.raises(FastganError, match=r"\.jpg"):
         train(c, mapping=to_mapping(c), toml=to_toml(c), echo=lambda line: None, on_tick=damage)
     assert folder.load(out, print).state["counters"]["step"] >= 3
+
+
+def test_a_kill_while_the_folder_was_made_is_no_obstacle(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.toml.tmp").write_text("half")
+    assert run(out, "kimg=0.016").status == DONE

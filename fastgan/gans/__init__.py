@@ -2,6 +2,4 @@
 
 from fastgan.gans.unconditional import UnconditionalGAN
 
-SYSTEMS = {"unconditional": UnconditionalGAN}
-
-__all__ = ["SYSTEMS", "UnconditionalGAN"]
+__all__ = ["UnconditionalGAN"]

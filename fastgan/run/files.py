@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,9 @@ def replace_durable(path: Path, data: bytes) -> None:
 
     Raises OSError.
     """
+    path = Path(os.path.realpath(path))  # a link is followed, not replaced
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "exists and is not a regular file")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write_durable(temporary, data)

@@ -42,8 +42,11 @@ def find_checkpoint(out: Path, resume: str, warn: Callable[[str], None]) -> chec
         return load(branch, warn)  # back to an earlier checkpoint of the same run
     own = checkpoints.load_latest(out / "checkpoints", warn) if resume != "never" else None
     if own is not None:
+        if branch is not None:
+            warn(f"{out} holds a run already: going on with it, not with {branch}")
         return own
-    names = sorted(p.name for p in out.iterdir()) if out.exists() else []
+    # Hidden names are not looked at: a kill while config.toml was written leaves only its temporary file.
+    names = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
     if resume == "never" and "checkpoints" in names:
         raise FastganError(f"--out {out} holds a run already; choose a new --out, or let --resume auto go on with it")
     if names and "config.toml" not in names:
