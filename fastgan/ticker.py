@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
+from fastgan.bench import peak_memory
 from fastgan.data.feeder import Feeder
 from fastgan.run.log import RunLog
 from fastgan.step import Step, TrainState
@@ -92,7 +89,7 @@ class Ticker:
             "images_per_second": rate,
             "seconds": self.seconds,
             "wait_share": (self._feeder.wait_seconds - self._waited) / seconds,
-            "peak_memory_mb": peak_memory_mb(self._state.device),
+            "peak_memory_mb": peak_memory(self._state.device) / 2**20,
             "progress": samples / self._total,
         }
         tick = Tick(self._state.step, samples, self._total, rate, max(self._total - samples, 0) / rate, statistics)
@@ -122,11 +119,3 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far, MiB: of the GPU where it trains on one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

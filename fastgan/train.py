@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from fastgan.contract import ImageShape, System
 from fastgan.data import DataOptions, ImageSet, open_images
@@ -194,7 +195,7 @@ def train(
             state.restore(saved.tensors, saved.state["counters"])
         elif config.init:
             folder.initialise(state, config.init)
-        step = Step(config.system, state, config.averaging, seed=config.seed, batch=config.batch, total=config.images)
+        step = new_step(config, state)
         with Feeder(
             images,
             seed=config.seed,
@@ -246,15 +247,25 @@ def build_state(config: Config, device: torch.device) -> TrainState:
     )
 
 
+def new_step(config: Config, state: TrainState) -> Step:
+    """The step that `config` trains `state` with."""
+    return Step(config.system, state, config.averaging, seed=config.seed, batch=config.batch, total=config.images)
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers `module` has to learn."""
+    return sum(p.numel() for p in module.parameters())
+
+
 def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     """First lines of the log; pictures of the reals and of the untrained generator."""
     config, out = run.config, run.out
     run.log.line(_runtime.build_summary())
     run.log.line(run.images.summary)
-    parameters = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()):,}" for n, m in run.state.modules.items())
+    sizes = ", ".join(f"{n} {parameters(m):,}" for n, m in run.state.modules.items())
     run.log.line(
         f"preset {config.preset}, {config.shape.size}x{config.shape.size}, batch {config.batch}, on "
-        f"{run.state.device}; parameters: {parameters}"
+        f"{run.state.device}; parameters: {sizes}"
     )
     device = torch.cuda.get_device_name(run.state.device) if run.state.device.type == "cuda" else "CPU"
     for line in run.images.left_out:

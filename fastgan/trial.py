@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastgan import bench
 from fastgan.contract import Batch
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
 from fastgan.kernels import _runtime
-from fastgan.step import Step, TrainState
-from fastgan.train import Config, build_state, prepare_device
+from fastgan.train import Config, build_state, new_step, parameters, prepare_device
 
 
 def dry_run(config: Config) -> Iterator[str]:
@@ -37,15 +35,6 @@ def dry_run(config: Config) -> Iterator[str]:
         statistics = step.read_statistics()
     yield f"one step on {device}: {bench.duration(time.monotonic() - began)}"
     yield ", ".join(f"{name} {value:.4g}" for name, value in statistics.items())
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def new_step(config: Config, state: TrainState) -> Step:
-    """The step that `config` trains `state` with."""
-    return Step(config.system, state, config.averaging, seed=config.seed, batch=config.batch, total=config.images)
 
 
 @dataclass

@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "presets": {"data", "gans", "models", "optim", "schedule", "train"},
     "trial": {"bench", "contract", "data", "kernels", "step", "train"},
     "train": {"contract", "data", "kernels", "optim", "pictures", "run", "step", "ticker"},
-    "ticker": {"data", "run", "step"},
+    "ticker": {"bench", "data", "run", "step"},
     "pictures": {"contract", "step"},
     "step": {"contract", "gans", "optim", "schedule"},
     "gans": {"contract", "losses", "models", "penalty", "schedule"},
