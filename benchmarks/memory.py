@@ -8,8 +8,12 @@ process rose, on a GPU the most that tensors held.
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch._dynamo  # noqa: F401  (torch.optim loads it at its first use: code that is not the step's)
 
@@ -27,10 +31,36 @@ def main(preset: str, candidate: str, batch: str, device: str) -> None:
 
 
 def measured(preset: str, candidate: str, batch: int, device: str) -> int:
-    """Peak bytes of `candidate`, in a new process; on a CPU, where it varies by percents, median of three."""
-    command = [sys.executable, "-m", "benchmarks.memory", preset, candidate, str(batch), device]
+    """Peak bytes of `candidate`, in a new process."""
+    return in_new_process("benchmarks.memory", [preset, candidate, str(batch)], device)
+
+
+def rise(step: Callable[[], object], device: str) -> int:
+    """Bytes by which memory rises within a step that has run before, above what is there between steps (Linux, CUDA).
+
+    On a CPU run it with MALLOC_MMAP_THRESHOLD_ set (`in_new_process` does), so that what is freed is given back.
+    """
+    for _ in range(2):
+        step()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is there
+    before = bench.peak_memory(device)
+    step()
+    return bench.peak_memory(device) - before
+
+
+def in_new_process(module: str, arguments: list[str], device: str) -> int:
+    """What `python -m module *arguments device` prints; on a CPU, where it varies by percents, median of three."""
+    command = [sys.executable, "-m", module, *arguments, device]
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", **os.environ}
     runs = [
-        int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
         for _ in range(1 if device == "cuda" else 3)
     ]
     return sorted(runs)[len(runs) // 2]

@@ -10,6 +10,7 @@
 #include "adam_ema.h"
 #include "counter_noise.h"
 #include "device.h"
+#include "masked_act.h"
 
 namespace py = pybind11;
 using namespace fastgan;
@@ -19,7 +20,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 1;
+constexpr int kAbi = 2;
 
 template <typename T>
 T* at(Address address) {
@@ -67,6 +68,14 @@ CounterNoise counter_noise(uint64_t seed, uint32_t stream, Address index, int64_
   return {seed, stream, at<const int64_t>(index), samples, elements, high, at<void>(out)};
 }
 
+// ---- masked_act
+
+// Addresses: in, out, mask, bias, scale. Sizes: numel, channels, inner, sample.
+MaskedAct masked_act(const std::array<Address, 5>& a, const std::array<int64_t, 4>& sizes, double slope) {
+  return {at<const void>(a[0]), at<void>(a[1]), at<uint8_t>(a[2]), at<const void>(a[3]), at<const void>(a[4]),
+          sizes[0],             sizes[1],       sizes[2],          sizes[3],             slope};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -93,6 +102,22 @@ PYBIND11_MODULE(_C, m) {
         fastgan_counter_noise_cpu(&noise, CounterNoiseKind(kind), threads);
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("noise"), py::arg("kind"), py::arg("threads"));
+
+  py::class_<MaskedAct>(m, "MaskedAct")
+      .def(py::init(&masked_act), py::arg("addresses"), py::arg("sizes"), py::arg("slope"));
+  m.attr("SIMD_LEVEL") = int(fastgan_simd_level());
+  m.def(
+      "masked_act_cpu",
+      [](const MaskedAct& act, int type, int threads, int level) {
+        fastgan_masked_act_cpu(&act, MaskedActType(type), threads, SimdLevel(level));
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
+  m.def(
+      "apply_mask_cpu",
+      [](const MaskedAct& act, int type, int threads, int level) {
+        fastgan_apply_mask_cpu(&act, MaskedActType(type), threads, SimdLevel(level));
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
 
 #ifdef FASTGAN_CUDA
   m.attr("ADAM_EMA_SCRATCH") = kAdamEmaScratch;

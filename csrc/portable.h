@@ -42,6 +42,36 @@ FASTGAN_HD To bit_cast(From from) {
 struct BFloat16 {
   uint16_t bits;
   FASTGAN_HD operator float() const { return bit_cast<float>(uint32_t(bits) << 16); }
+
+  // To the nearest, ties to even. Without a branch, so that loops of it vectorise.
+  FASTGAN_HD static BFloat16 from(float value) {
+    const uint32_t full = bit_cast<uint32_t>(value);
+    const uint32_t rounded = (full + 0x7FFFu + ((full >> 16) & 1u)) >> 16;
+    return {uint16_t(value != value ? 0x7FC0u : rounded)};
+  }
+};
+
+// IEEE 754 binary16 as stored, in integers and single precision: processors without an instruction for it have it too.
+struct Half {
+  uint16_t bits;
+  FASTGAN_HD operator float() const {
+    const uint32_t sign = uint32_t(bits & 0x8000u) << 16, rest = uint32_t(bits & 0x7FFFu) << 13;
+    // A subnormal is the difference of two normal floats, so that flushing subnormals to zero leaves it alone.
+    const float subnormal = bit_cast<float>(rest + (113u << 23)) - bit_cast<float>(113u << 23);
+    const uint32_t normal = rest + (112u << 23), special = rest + (224u << 23);
+    const uint32_t finite = rest < (0x0400u << 13) ? bit_cast<uint32_t>(subnormal) : normal;
+    return bit_cast<float>(sign | (rest >= (0x7C00u << 13) ? special : finite));
+  }
+
+  // To the nearest, ties to even.
+  FASTGAN_HD static Half from(float value) {
+    const uint32_t full = bit_cast<uint32_t>(value), sign = (full >> 16) & 0x8000u, rest = full & 0x7FFFFFFFu;
+    const uint32_t normal = (rest + 0xFFFu + ((rest >> 13) & 1u) - (112u << 23)) >> 13;
+    const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(rest) + 0.5f) - 0x3F000000u;  // in units of 2^-24
+    const uint32_t finite = rest < (113u << 23) ? subnormal : normal;
+    const uint32_t special = rest > 0x7F800000u ? 0x7E00u : 0x7C00u;  // from 65520 on it rounds to infinity
+    return {uint16_t(sign | (rest >= 0x477FF000u ? special : finite))};
+  }
 };
 
 }  // namespace fastgan

@@ -13,6 +13,10 @@ class FastganError(ValueError):
     """
 
 
+class UnsupportedCritic(FastganError):
+    """A critic cannot be differentiated in the way that was asked for; the message says why, and where in it."""
+
+
 def suggest(name: str, options: Iterable[str]) -> str:
     """End of an error line for an unknown `name`: the nearest of `options`, or all of them."""
     options = sorted(options)

@@ -7,7 +7,8 @@ Let D(x)_n be the logit of sample n (for maps: the sum of its logits) and g_n = 
     WGAN-GP  lambda * mean_n (|g_n| - 1)^2  at interpolates   Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3
 
 In a critic that couples samples (BatchNorm) g_n is, as everywhere, the gradient of the whole batch's sum.
-`critic_backward` here differentiates twice by autograd: any critic, and the reference for every faster way.
+`critic_backward` computes it in one shared sweep (`fastgan.sweep`) where the critic allows that, and otherwise
+differentiates twice by autograd: any critic, and the reference for the sweep.
 """
 
 from __future__ import annotations
@@ -21,16 +22,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fastgan.errors import FastganError, suggest
+from fastgan import sweep
+from fastgan.errors import FastganError, UnsupportedCritic, suggest
 
-METHODS = ("auto", "autograd")
+METHODS = ("auto", "sweep", "autograd")
 
 Samples: TypeAlias = Tensor | tuple[Tensor, ...]
 Critic: TypeAlias = Callable[..., Tensor]
-
-
-class UnsupportedCritic(FastganError):
-    """`critic_backward` cannot differentiate this critic; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class CriticResult:
     real_logits: what the critic returned for real
     fake_logits: what the critic returned for fake
     finite:      0-dim bool: logits, loss and weighted penalties are all finite (gradients are not looked at)
-    method:      how it was computed: "autograd"
+    method:      how it was computed: "sweep" or "autograd"
     """
 
     loss: Tensor
@@ -93,7 +91,8 @@ def critic_backward(
                  looked at.
     real_labels, fake_labels: [N] each, or both None; interpolates get real_labels
     epsilon:     [N] in [0, 1], WGAN-GP's weight of the real sample in each interpolate; drawn when None
-    method:      "autograd", or "auto", which means that
+    method:      "sweep": one shared sweep of loss and penalties, or UnsupportedCritic; "autograd": double backward;
+                 "auto": the sweep for penalties of critics that allow it, else autograd, which a warning says once
 
     Half-precision gradients are squared and summed in fp32. For mixed precision call it within
     `torch.autocast` in bf16 (in fp16, gradients of gradients overflow without a loss scale, and there is none
@@ -110,34 +109,106 @@ def critic_backward(
     _check_samples(reals, fakes, paired="wgan_gp" in asked)
     _check_per_sample(len(reals[0]), len(fakes[0]), real_labels, fake_labels, epsilon)
     trained = _trained_parameters(critic, reals[0].device)
+    game = _Game(critic, reals, fakes, loss, {n: coefficients[n] for n in coefficients if n in asked}, real_labels,
+                 fake_labels, epsilon, trained)  # fmt: skip
+    if method == "autograd" or (method == "auto" and not asked):
+        return _by_autograd(game)
+    try:
+        return _by_sweep(game, insist=method == "sweep")
+    except sweep.NoFaster:
+        pass
+    except UnsupportedCritic as error:
+        if method == "sweep":
+            raise
+        sweep.say_once(critic, str(error))
+    return _by_autograd(game)
 
+
+@dataclass(frozen=True)
+class _Game:
+    """What one `critic_backward` was asked for, checked. coefficients: of the penalties that are asked for."""
+
+    critic: Critic
+    reals: list[Tensor]
+    fakes: list[Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    coefficients: dict[str, float | Tensor]
+    real_labels: Tensor | None
+    fake_labels: Tensor | None
+    epsilon: Tensor | None
+    trained: list[Tensor] | None
+
+    def between(self) -> list[Tensor]:
+        with torch.no_grad():
+            return _interpolates(self.reals, self.fakes, self.epsilon)
+
+    def result(self, objective: Tensor, real_logits: Tensor, fake_logits: Tensor, penalties: dict[str, Tensor],
+               method: str) -> CriticResult:  # fmt: skip
+        weighted = [_weight(name, self.coefficients[name]) * value for name, value in penalties.items()]
+        terms = [real_logits, fake_logits, objective, *weighted]
+        return CriticResult(
+            loss=objective.detach(),
+            r1=penalties.get("r1"),
+            r2=penalties.get("r2"),
+            wgan_gp=penalties.get("wgan_gp"),
+            real_logits=real_logits.detach(),
+            fake_logits=fake_logits.detach(),
+            finite=torch.stack([torch.isfinite(term.detach()).all() for term in terms]).all(),
+            method=method,
+        )
+
+
+def _by_autograd(game: _Game) -> CriticResult:
+    """Differentiated twice: the reference."""
+    critic, asked = game.critic, game.coefficients
     with torch.enable_grad():
-        at_real = _score(critic, reals, real_labels, track="r1" in asked)
-        at_fake = _score(critic, fakes, fake_labels, track="r2" in asked)
-        objective = _objective(loss, at_real.logits, at_fake.logits)
+        at_real = _score(critic, game.reals, game.real_labels, track="r1" in asked)
+        at_fake = _score(critic, game.fakes, game.fake_labels, track="r2" in asked)
+        objective = _objective(game.loss, at_real.logits, at_fake.logits)
         penalised = {name: score for name, score in (("r1", at_real), ("r2", at_fake)) if name in asked}
         if "wgan_gp" in asked:
-            with torch.no_grad():
-                between = _interpolates(reals, fakes, epsilon)
-            penalised["wgan_gp"] = _score(critic, between, real_labels, track=True)
+            penalised["wgan_gp"] = _score(critic, game.between(), game.real_labels, track=True)
 
         squares = _gradient_squares(list(penalised.values()))
         values = {name: _penalty(name, s) for name, s in zip(penalised, squares, strict=True)}
-        weighted = [_weight(name, coefficients[name]) * value for name, value in values.items()]
-        torch.autograd.backward(sum(weighted, start=objective), inputs=trained)
+        weighted = [_weight(name, asked[name]) * value for name, value in values.items()]
+        torch.autograd.backward(sum(weighted, start=objective), inputs=game.trained)
 
     detached = {name: value.detach() for name, value in values.items()}
-    terms = [at_real.logits, at_fake.logits, objective, *weighted]
-    return CriticResult(
-        loss=objective.detach(),
-        r1=detached.get("r1"),
-        r2=detached.get("r2"),
-        wgan_gp=detached.get("wgan_gp"),
-        real_logits=at_real.logits.detach(),
-        fake_logits=at_fake.logits.detach(),
-        finite=torch.stack([torch.isfinite(term.detach()).all() for term in terms]).all(),
-        method="autograd",
-    )
+    return game.result(objective, at_real.logits, at_fake.logits, detached, "autograd")
+
+
+def _by_sweep(game: _Game, *, insist: bool) -> CriticResult:
+    """In one shared sweep; raises sweep.NoFaster where that does not pay, unless `insist`."""
+    asked = game.coefficients
+    sides = [
+        sweep.Side(game.reals, game.real_labels, penalised="r1" in asked, scored=True),
+        sweep.Side(game.fakes, game.fake_labels, penalised="r2" in asked, scored=True),
+    ]
+    if "wgan_gp" in asked:
+        sides.append(sweep.Side(game.between(), game.real_labels, penalised=True, scored=False))
+    swept = sweep.Sweep(game.critic, sides, insist=insist)
+    leaves = [logits.detach().requires_grad_() for logits in swept.logits[:2]]
+    with torch.enable_grad():
+        objective = _objective(game.loss, *leaves)
+        scales: list[Tensor | None] = [None, None, None]
+        if objective.requires_grad:
+            scales[:2] = torch.autograd.grad(objective, leaves, allow_unused=True)
+    squares = dict(zip(("r1", "r2", "wgan_gp"), swept.squares, strict=False))
+    with torch.no_grad():
+        values = {name: _penalty(name, squares[name]) for name in asked}  # type: ignore[arg-type]
+        weights = [_penalty_slope(n, asked[n], s) if n in asked else None for n, s in squares.items()]  # type: ignore[arg-type]
+    swept.finish(scales[: len(sides)], weights)
+    return game.result(objective, swept.logits[0], swept.logits[1], values, "sweep")
+
+
+def _penalty_slope(name: str, coefficient: float | Tensor, squares: Tensor) -> Tensor:
+    """w [N]: the derivative of the weighted penalty by g_n is w_n g_n."""
+    slope = coefficient / len(squares)
+    if name != "wgan_gp":
+        return torch.ones_like(squares) * slope
+    positive = squares > 0
+    return torch.where(positive, 2 * slope * (1 - torch.where(positive, squares, 1.0).rsqrt()), 0.0)
 
 
 @dataclass(frozen=True)
@@ -152,14 +223,7 @@ def _score(critic: Critic, parts: Sequence[Tensor], labels: Tensor | None, *, tr
     """critic(*parts) on detached parts; with `track` the floating-point ones are leaves that require grad."""
     inputs = [part.detach().requires_grad_(track and part.is_floating_point()) for part in parts]
     logits = critic(*inputs) if labels is None else critic(*inputs, labels)
-    count = len(parts[0])
-    if not isinstance(logits, Tensor):
-        raise UnsupportedCritic(f"critic must return one tensor of logits, got {type(logits).__name__}")
-    if logits.ndim == 0 or len(logits) != count or not logits.is_floating_point():
-        raise UnsupportedCritic(
-            f"critic must return floating-point logits [{count}], [{count}, 1] or [{count}, ...] for "
-            f"{count} samples, got {_described(logits)}"
-        )
+    sweep.check_logits(logits, len(parts[0]))
     if not logits.requires_grad:
         raise UnsupportedCritic(
             "critic returned logits without gradient: its parameters are frozen, or its forward detaches or "

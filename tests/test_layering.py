@@ -29,6 +29,7 @@ BELOW: dict[str, set[str]] = {
     "gans": {"contract", "losses", "models", "penalty", "schedule"},
     "models": {"contract", "nn"},
     "penalty": {"sweep"},
+    "sweep": {"kernels"},
     "losses": set(),
     "optim": {"flat", "kernels", "schedule"},
     "flat": set(),

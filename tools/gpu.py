@@ -1,4 +1,4 @@
-"""What `make gpu` runs: build in place, the GPU tests, every benchmark, all within eight minutes.
+"""What `make gpu` runs: build in place, the GPU tests, the Triton kernels' code, every benchmark, within eight minutes.
 
     python tools/gpu.py
 
@@ -44,12 +44,13 @@ class Outcome:
 
 
 def parts() -> list[Part]:
-    """Build, tests, and the benchmarks one by one, each with its own time limit."""
+    """Build, tests, what this Triton makes of the kernels, and the benchmarks one by one, each with a time limit."""
     subjects = sorted((ROOT / "benchmarks").glob("bench_*.py"))
     benchmark = [*PYTEST, "--device", "cuda", "--budget", "8", "--save-results"]
     return [
         Part("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 180),
         Part("tests", [*PYTEST, "-m", "gpu", "tests"], 150),
+        Part("aot", [sys.executable, "-m", "fastgan.kernels.aot", "--case", "critic"], 60),
         *(Part(path.stem, [*benchmark, str(path)], 260) for path in subjects),
     ]
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import warnings
@@ -21,7 +22,9 @@ import torch
 from fastgan.errors import FastganError
 from fastgan.kernels._runtime.extension import EXTENSION
 
-OPS = ("adam_ema", "counter_noise")
+# Op -> what its GPU kernel is written in
+GPU_KERNELS = {"adam_ema": "CUDA C++", "counter_noise": "CUDA C++", "masked_act": "Triton"}
+OPS = tuple(GPU_KERNELS)
 MODES = ("auto", "library", "all")
 
 _disabled: dict[tuple[str, torch.device], str] = {}
@@ -29,7 +32,7 @@ _disabled: dict[tuple[str, torch.device], str] = {}
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs ("C++", "CUDA C++" or "PyTorch"), and why."""
+    """What runs ("C++", "CUDA C++", "Triton" or "PyTorch"), and why."""
 
     implementation: str
     reason: str
@@ -57,17 +60,28 @@ def choose(op: str, device: torch.device) -> Choice:
 
 
 def _choose_cuda(op: str, device: torch.device, mode: str) -> Choice:
-    if not EXTENSION.has_cuda:
-        return Choice("PyTorch", f"no CUDA part: {EXTENSION.cuda}")
-    if status := EXTENSION.module.cuda_status(device.index or 0):
-        return Choice("PyTorch", f"the CUDA part does not run here: {EXTENSION.module.cuda_error(status)}")
+    kernel = GPU_KERNELS[op]
+    if problem := _no_triton() if kernel == "Triton" else _no_cuda_part(device):
+        return Choice("PyTorch", problem)
     major, minor = torch.cuda.get_device_capability(device)
     architecture = f"sm_{major}{minor}"
     if architecture in verified()[op]:
-        return Choice("CUDA C++", f"verified on {architecture}")
+        return Choice(kernel, f"verified on {architecture}")
     if mode == "all":
-        return Choice("CUDA C++", f"FASTGAN_KERNELS=all; not verified on {architecture} yet")
+        return Choice(kernel, f"FASTGAN_KERNELS=all; not verified on {architecture} yet")
     return Choice("PyTorch", f"our kernel is not verified on {architecture} yet; FASTGAN_KERNELS=all runs it")
+
+
+def _no_cuda_part(device: torch.device) -> str:
+    """Why the CUDA part of the extension does not run on `device`, or "" where it does."""
+    if not EXTENSION.has_cuda:
+        return f"no CUDA part: {EXTENSION.cuda}"
+    status = EXTENSION.module.cuda_status(device.index or 0)
+    return f"the CUDA part does not run here: {EXTENSION.module.cuda_error(status)}" if status else ""
+
+
+def _no_triton() -> str:
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
 @functools.cache
@@ -77,9 +91,10 @@ def verified() -> dict[str, list[str]]:
     return table
 
 
-def disable(op: str, device: torch.device, status: int) -> None:
-    """After a launch that failed with cudaError_t `status`: warns once, and from now on PyTorch does it."""
-    reason = f"its launch failed ({EXTENSION.module.cuda_error(status)})"
+def disable(op: str, device: torch.device, failure: int | Exception) -> None:
+    """After a launch that failed, with a cudaError_t or an exception: warns once, and from now on PyTorch does it."""
+    why = EXTENSION.module.cuda_error(failure) if isinstance(failure, int) else _first_line(failure)
+    reason = f"its launch failed ({why})"
     _disabled[op, device] = reason
     choose.cache_clear()
     warnings.warn(
@@ -88,3 +103,8 @@ def disable(op: str, device: torch.device, status: int) -> None:
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -12,7 +12,7 @@ import torch
 
 from fastgan.errors import FastganError
 from fastgan.kernels._runtime import choice
-from fastgan.kernels._runtime.choice import MODES, OPS, choose, disable, verified
+from fastgan.kernels._runtime.choice import GPU_KERNELS, MODES, OPS, choose, disable, verified
 from fastgan.kernels._runtime.extension import EXTENSION
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -75,6 +75,22 @@ def test_a_gpu_kernel_runs_where_it_was_verified(monkeypatch: pytest.MonkeyPatch
     assert choose("adam_ema", GPU).implementation == "PyTorch"
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_a_gpu_kernel_is_called_what_it_is_written_in(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setenv("FASTGAN_KERNELS", "all")
+    assert choose(op, GPU).implementation == GPU_KERNELS[op]
+
+
+def test_a_triton_kernel_needs_triton_and_no_cuda_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, status=None)
+    monkeypatch.setattr(choice, "verified", lambda: {"masked_act": ["sm_90"]})
+    assert choose("masked_act", GPU) == choice.Choice("Triton", "verified on sm_90")
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    choose.cache_clear()
+    assert choose("masked_act", GPU) == choice.Choice("PyTorch", "triton is not installed")
+
+
 @pytest.mark.parametrize(
     ("status", "reason"),
     [(35, "the CUDA part does not run here: error 35"), (None, "no CUDA part: nvcc not found")],
@@ -101,6 +117,16 @@ def test_a_failed_launch_disables_the_kernel_with_one_warning(monkeypatch: pytes
     assert len(said) == 1
     assert choose("adam_ema", GPU) == choice.Choice("PyTorch", "its launch failed (error 700)")
     assert choose("counter_noise", GPU).native
+
+
+def test_an_exception_at_launch_is_told_in_its_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setenv("FASTGAN_KERNELS", "all")
+    with pytest.warns(
+        RuntimeWarning, match=r"masked_act runs in PyTorch on cuda:0 .*\(RuntimeError: out of shared memory\)"
+    ):
+        disable("masked_act", GPU, RuntimeError("\nout of shared memory\nand a long story"))
+    assert choose("masked_act", GPU).reason == "its launch failed (RuntimeError: out of shared memory)"
 
 
 def test_the_table_of_verified_kernels_knows_every_op() -> None:

@@ -22,7 +22,7 @@ def test_every_op_on_every_device_has_its_reason() -> None:
     entries = report()
     devices = {"cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))}
     assert {(entry.op, entry.device) for entry in entries} == {(op, device) for op in OPS for device in devices}
-    assert all(entry.reason and entry.implementation in ("C++", "CUDA C++", "PyTorch") for entry in entries)
+    assert all(entry.reason and entry.implementation in ("C++", "CUDA C++", "Triton", "PyTorch") for entry in entries)
 
 
 @pytest.mark.parametrize(
