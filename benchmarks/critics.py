@@ -30,7 +30,7 @@ Step = Callable[[], object]
 
 
 def critic_of(name: str) -> nn.Module:
-    """The critics at 64x64. R3GAN's has an eighth of the published widths, so that a CPU can take a step in a second."""
+    """The critics at 64x64. R3GAN's has an eighth of the published widths, for the sake of CPUs."""
     torch.manual_seed(0)
     if name == "DCGAN-64":
         critic = DCGAN(critic_norm="none").critic(ImageShape(3, 64))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  (torch.optim loads it at its first use: code that is not the step's)
+import torch._dynamo
 
 from benchmarks import steps
 from fastgan import bench

@@ -122,7 +122,8 @@ class _Run:
         else:
             start = {i: _sum_of(None, None, g, w_signal) for i, (_, g) in samples.items()}
         through = self._again(start, l_signal if kind == "both" else None, delta)
-        check = through[graph.logits].reshape(-1)
+        end = through[graph.logits]
+        check = end.flatten(1).sum(1) if end.dim() > 1 else end
         return [*self._returned(), squares, check, *self._pull_back()]
 
     def _two(self, l_signal: Tensor | None, w_signal: Tensor, kind: str) -> list[Tensor]:

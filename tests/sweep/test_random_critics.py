@@ -227,6 +227,7 @@ def critics(draw: st.DrawFn) -> nn.Module:
     derandomize=not EVERYTHING,
     deadline=None,
     print_blob=True,
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 @given(
