@@ -11,6 +11,7 @@ from torch import fx
 from fastgan.kernels import masked_act
 from fastgan.kernels._runtime import choose
 from fastgan.sweep.graph import Node
+from fastgan.sweep.storage import Storage
 
 aten = torch.ops.aten
 ops = torch.ops.fastgan
@@ -36,10 +37,14 @@ def _without_detach(graph: fx.Graph) -> fx.Graph:
 
 
 def _each_once(graph: fx.Graph) -> None:
-    """One node per value: operations on the same arguments are merged, unless they draw random numbers or write."""
+    """One node per value: operations on the same arguments are merged, unless they draw random numbers.
+
+    Values that autograd's formulas write to (`masked_fill_`) are left alone.
+    """
     seen: dict[Any, Node] = {}
+    storage = Storage(graph, pinned=())
     for node in list(graph.nodes):
-        if node.op != "call_function" or _is_own_every_time(node):
+        if node.op != "call_function" or _is_own_every_time(node) or storage.is_written(node):
             continue
         key = (node.target, *(_frozen(each) for each in (node.args, node.kwargs)))
         if key in seen:

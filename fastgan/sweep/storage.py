@@ -41,6 +41,7 @@ class Storage:
             root = self._root_of(node)
             self.root[node] = root
             self.sharing.setdefault(root, []).append(node)
+        self.written = {self.root[n] for node in graph.nodes for n in _written_arguments(node)}
         self.pinned = {self.root[node] for node in pinned}
         self.pinned |= {node for node in graph.nodes if node.op in ("placeholder", "get_attr")}
 
@@ -48,6 +49,10 @@ class Storage:
         if not node.all_input_nodes or not _is_view(node):
             return node
         return self.root[node.all_input_nodes[0]]
+
+    def is_written(self, node: Node) -> bool:
+        """Whether some operation of the graph writes to the node's memory."""
+        return self.root[node] in self.written
 
     def reusable(self, node: Node, last: dict[Node, Node], body: Sequence[Node], keep: set[Node]) -> int | None:
         """The number of the argument over which `node` can write its result, None if there is none.
@@ -84,6 +89,15 @@ class Storage:
 def _tensors(node: Node) -> list[Node]:
     """The arguments of an operation, each as often as it is given."""
     return [each for each in node.args if isinstance(each, fx.Node)]
+
+
+def _written_arguments(node: Node) -> list[Node]:
+    """The arguments that an operation changes."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return []
+    named = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    written = [a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [named[name] for name in written if isinstance(named.get(name), fx.Node)]
 
 
 def _before(a: Node, b: Node) -> bool:

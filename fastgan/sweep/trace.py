@@ -30,6 +30,10 @@ from fastgan.sweep.graph import fake_input, value_of, without_autocast, without_
 from fastgan.sweep.layout import Layout
 from fastgan.sweep.rules import Affine, At, Constant, rule_of
 
+aten = torch.ops.aten
+
+VIEWS = {aten.view.default, aten._unsafe_view.default}
+
 
 @dataclass(frozen=True)
 class Joint:
@@ -94,6 +98,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.parameters = {i: self.arguments[i].detach().requires_grad_() for i in self.trained}
         for i, node in enumerate(self.analysis.graph.inputs):
+            if i in self.analysis.active_inputs:
+                self.arguments[i] = self._laid_out(node, self.arguments[i])
             self.values[node] = self.parameters.get(i, self.arguments[i])
 
     def summary(self) -> dict[str, Any]:
@@ -103,8 +109,10 @@ class _Run:
     # ---- the kinds
 
     def _plain(self, l_signal: Tensor, _: None, kind: str) -> list[Tensor]:
+        for node in self.analysis.graph.inputs:
+            self.values[node] = self._laid_out(node, self.values[node])
         for node in self.analysis.graph.nodes:
-            self.values[node] = self._evaluate(node, self.values)
+            self.values[node] = self._laid_out(node, self._evaluate(node, self.values))
         logits = self.values[self.analysis.graph.logits]
         grads = torch.autograd.grad(logits, list(self.parameters.values()), l_signal, allow_unused=True)
         return [*self._returned(), *self._kept(dict(zip(self.parameters, grads, strict=True)))]
@@ -259,15 +267,23 @@ class _Run:
         def leaf(value: Any) -> Any:
             return value.detach().requires_grad_() if _needs_grad(value) else value
 
+        self.values[node] = self._laid_out(node, self.values[node])
         self.leaves[node] = tree_map(leaf, self.values[node])
         self.forward[node] = tree_map(_detached, self.leaves[node])
+
+    def _laid_out(self, node: fx.Node, value: Any) -> Any:
+        """Channels-last where that is faster; most values have that layout already, or follow."""
+        if node not in self.analysis.channels_last:
+            return value
+        return value.contiguous(memory_format=torch.channels_last)
 
     def _evaluate(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             return getattr(self.analysis.graph.module, str(node.target))
         args = fx.map_arg(node.args, values.__getitem__)
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-        out = node.target(*args, **kwargs)  # type: ignore[operator]
+        target: Any = aten.reshape.default if node.target in VIEWS else node.target  # layouts may differ by now
+        out = target(*args, **kwargs)
         return tree_map(_detached, out) if without_grad(node) else out
 
     @staticmethod

@@ -36,7 +36,7 @@ def zoo() -> list[Any]:
     """Every critic with every penalty and loss; one or two combinations of each are quick, and six of one critic."""
     cases = []
     for i, name in enumerate(ZOO):
-        quick = {SOME[0], SOME[1 + i % 3]} if name not in LARGE else {SOME[i % 4]}
+        quick = {SOME[i % 4]} if i % 2 or name in LARGE else {SOME[0], SOME[1 + i % 3]}
         if name == "dcgan":
             quick |= {COMBINATIONS[5 * j] for j in range(5)}
         for penalty, loss in COMBINATIONS:
@@ -192,7 +192,7 @@ def test_wgan_gp_where_the_gradient_is_zero():
     assert_exact(make, real * 0, fake * 0, LOSSES["wasserstein"], **options)
 
 
-@pytest.mark.parametrize("counts", [(4, 4), (3, 5), (1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize("counts", [(3, 5), (1, 1), (4, 1)])
 def test_numbers_of_samples(counts: tuple[int, int]):
     case = ZOO["unet"]
     real, fake = (images(count, seed) for count, seed in zip(counts, (1, 2), strict=True))

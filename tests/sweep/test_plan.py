@@ -75,8 +75,9 @@ def test_between_the_halves_are_masks_and_signals_and_no_activations(monkeypatch
     if not choose("masked_act", torch.device("cpu")).native:
         pytest.skip("without the native op activations are kept")
     keeping = Keeping(monkeypatch)
-    critic = DCGAN(critic_norm="none", critic_width=16).critic(ImageShape(3, 32))
-    real, fake = images(8, 1, (3, 32, 32)).float(), images(8, 2, (3, 32, 32)).float()
+    last = torch.channels_last
+    critic = DCGAN(critic_norm="none", critic_width=16).critic(ImageShape(3, 32)).to(memory_format=last)
+    real, fake = (images(8, seed, (3, 32, 32)).float().to(memory_format=last) for seed in (1, 2))
     critic_backward(critic, real, fake, RELATIVISTIC.critic, r1=1.0, r2=1.0, method="sweep")
     plan, args = keeping.plan("both")
     masks, floats = activations_kept(plan, args)

@@ -63,12 +63,12 @@ def whole(*shape: int, seed: int) -> Tensor:
 def test_kinks_follow_autograd(name: str):
     make, kinks = KINKS[name]
     real, fake = whole(4, 2, 6, 6, seed=1), whole(4, 2, 6, 6, seed=2)
+    real[3], fake[3] = 0, 0
     reached = Whole(make()).enter(real)
     for kink in kinks:
         assert (reached == kink).sum() > 5
     options = {"r1": 1.0, "r2": 0.5, "wgan_gp": 2.0, "epsilon": torch.tensor([0.5, 0.0, 1.0, 0.5], dtype=F64)}
     assert_exact(lambda: Whole(make()), real, fake, LOSSES["least_squares"], **options)
-    assert_exact(lambda: Whole(make()), 0 * real, 0 * fake, LOSSES["least_squares"], calls=1, **options)
 
 
 class Narrow(nn.Module):
