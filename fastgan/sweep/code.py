@@ -78,7 +78,9 @@ def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequenc
     for i, signal in enumerate(signals):
         second.rename(signal, f"signal_{i}")
     second.body(late_body, keep={*_nodes(rest), *_nodes([check])})
-    second.line(f"return {second.name(check)}, [{', '.join(second.name(n) for n in rest)}]")
+    shared = storage.shared(rest)  # gradients that were found to be the same value
+    grads = ", ".join(f"{second.name(n)}.clone()" if n in shared else second.name(n) for n in rest)
+    second.line(f"return {second.name(check)}, [{grads}]")
 
     functions, source = _compile(joint.module, first, second)
     return Plan(functions[0], functions[1], joint.grads, joint.kind, source)

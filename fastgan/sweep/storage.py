@@ -54,6 +54,11 @@ class Storage:
         """Whether some operation of the graph writes to the node's memory."""
         return self.root[node] in self.written
 
+    def shared(self, nodes: Sequence[Node]) -> set[Node]:
+        """Those of `nodes` that share memory with another one, or with an input."""
+        roots = [self.root[node] for node in nodes]
+        return {n for n, r in zip(nodes, roots, strict=True) if roots.count(r) > 1 or r.op == "placeholder"}
+
     def reusable(self, node: Node, last: dict[Node, Node], body: Sequence[Node], keep: set[Node]) -> int | None:
         """The number of the argument over which `node` can write its result, None if there is none.
 
