@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastgan.losses import RELATIVISTIC
 from fastgan.penalty import critic_backward
 
-MODES, RADIUS, SPREAD = 8, 2.0, 0.1
+MODES, RADIUS, SPREAD = 8, 2.0, 0.2
 BATCH, LATENT, WIDTH = 256, 8, 128
 GAMMA = 0.2  # of R1 and of R2: GAMMA / 2 times the mean square of the critic's slope
 
@@ -41,8 +41,8 @@ def network(inputs: int, outputs: int) -> nn.Module:
 def main(steps: int) -> None:
     torch.manual_seed(0)
     generator, critic = network(LATENT, 2), network(2, 1)
-    of_generator = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.99))
-    of_critic = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.99))
+    of_generator = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.0, 0.9))
+    of_critic = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
     for step in range(1, steps + 1):
         real, fake = ring(BATCH), generator(torch.randn(BATCH, LATENT))
 
@@ -64,11 +64,11 @@ def main(steps: int) -> None:
             )
 
     with torch.no_grad():
-        distances = torch.cdist(generator(torch.randn(2000, LATENT)), centres())
-    nearest = distances.min(1)
-    near = nearest.values < 4 * SPREAD
-    print(f"{near.float().mean():.0%} of the samples are at a Gaussian, {nearest.indices[near].unique().numel()} of {MODES} reached")
+        nearest = torch.cdist(generator(torch.randn(2000, LATENT)), centres()).min(1)
+    near = nearest.values < 3 * SPREAD
+    reached = nearest.indices[near].unique().numel()
+    print(f"{near.float().mean():.0%} of the samples are at one of the Gaussians, {reached} of {MODES} are reached")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)

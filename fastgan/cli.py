@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,13 +164,20 @@ def one_line(box: str) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     try:
-        return run(parse(args))
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            return run(parse(args))
     except FastganError as error:
         print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
         return MENDABLE
     except KeyboardInterrupt:
         print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
         return RESUMABLE
+
+
+def _say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, without the place in the code."""
+    print(f"fastgan: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def run(command: Command) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,19 @@ def test_interpolation(run: Path, tmp_path: Path) -> None:
     with Image.open(out) as film:
         assert film.n_frames == 15  # type: ignore[attr-defined]
     assert (tmp_path / "x.png").exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(_: object) -> int:
+        warnings.warn("slower than it\n  could be", RuntimeWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "run", warn)
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().err == "fastgan: warning: slower than it could be\n"
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
