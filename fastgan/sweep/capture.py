@@ -83,7 +83,6 @@ class Capture:
             raise UnsupportedCritic("capturing is off (TORCHDYNAMO_DISABLE, or an outer torch.compile)")
         if self._call is None:
             self._call = self._fresh_call()
-        before = self.captures
         with torch.enable_grad(), _without_modes() as modes:
             guarding_hooks = dynamo.config.patch(skip_nnmodule_hook_guards=False)
             tokens = _REQUEST.set(request), _MODES.set(modes)
@@ -93,10 +92,13 @@ class Capture:
             finally:
                 _REQUEST.reset(tokens[0])
                 _MODES.reset(tokens[1])
-                if self.captures > max(CAPTURES, before):
-                    raise UnsupportedCritic(
-                        f"captured {CAPTURES} times: something that its forward reads changes from call to call"
-                    )
+
+    def refuse_restless(self) -> None:
+        """UnsupportedCritic for a critic that has been captured too often."""
+        if self.captures >= CAPTURES:
+            raise UnsupportedCritic(
+                f"captured {CAPTURES} times: something that its forward reads changes from call to call"
+            )
 
     def _attempt(self, dynamo: Any, critic: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
         assert self._call is not None

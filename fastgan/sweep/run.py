@@ -259,6 +259,7 @@ class Sweep:
         """
         refuse_hooks(critic)
         capture = capture_of(critic)
+        capture.refuse_restless()
         real, fake, *others = sides
         if not real.penalised:  # then it would run before the critic turns out to be unsupported
             for side in sides:
