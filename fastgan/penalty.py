@@ -75,7 +75,8 @@ def critic_backward(
     left alone, unused ones keep None, hooks run. Nothing else gets a gradient: real and fake are detached, so
     that a generator upstream of `fake` is never reached. The critic sees real, then fake, then the
     interpolates, each once and each as a batch of its own (which counts for BatchNorm, spectral norm and
-    dropout). Nothing is read on the host, so that the call can be captured in a CUDA graph. Only penalties
+    dropout); the sweep joins real and fake where nothing tells the difference. Nothing is read on the host, save
+    at the first call for a critic and a shape, so that later ones can be captured in a CUDA graph. Only penalties
     that are asked for cost anything.
 
     critic:      x -> logits [N], [N, 1] or maps [N, ...]. Called as critic(x), or critic(*x) for a tuple,
@@ -186,7 +187,8 @@ def _by_sweep(game: _Game, *, insist: bool) -> CriticResult:
         sweep.Side(game.fakes, game.fake_labels, penalised="r2" in asked, scored=True),
     ]
     if "wgan_gp" in asked:
-        sides.append(sweep.Side(game.between(), game.real_labels, penalised=True, scored=False))
+        between = sweep.Side(game.reals, game.real_labels, penalised=True, scored=False, make=game.between)
+        sides.append(between)
     swept = sweep.Sweep(game.critic, sides, insist=insist)
     leaves = [logits.detach().requires_grad_() for logits in swept.logits[:2]]
     with torch.enable_grad():

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.errors import UnsupportedCritic
 
+LONGEST_REST = 1024
 CAPTURES = 64
 """Captures of one critic after which it is given up: something that it reads changes at every call."""
 
@@ -73,6 +74,9 @@ class Capture:
 
     def __init__(self) -> None:
         self.captures = 0
+        self.failures = 0
+        self._rest = 0  # calls for which no capture is tried
+        self._reason = ""
         self._call: Callable[..., Any] | None = None
 
     def call(self, request: Request, critic: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
@@ -93,8 +97,26 @@ class Capture:
                 _REQUEST.reset(tokens[0])
                 _MODES.reset(tokens[1])
 
-    def refuse_restless(self) -> None:
-        """UnsupportedCritic for a critic that has been captured too often."""
+    @contextlib.contextmanager
+    def patience(self, *, insist: bool) -> Iterator[None]:
+        """UnsupportedCritic for a critic that has been captured too often.
+
+        Unless `insist`, also for one that failed lately, with the same reason: a failing capture costs more than the
+        step, so that the n-th failure is followed by 2^n calls without another attempt.
+        """
+        if self._rest and not insist:
+            self._rest -= 1
+            raise UnsupportedCritic(self._reason)
+        self._refuse_restless()
+        try:
+            yield
+        except UnsupportedCritic as error:
+            self.failures += 1
+            self._rest, self._reason = min(2**self.failures, LONGEST_REST), str(error)
+            raise
+        self.failures = 0
+
+    def _refuse_restless(self) -> None:
         if self.captures >= CAPTURES:
             raise UnsupportedCritic(
                 f"captured {CAPTURES} times: something that its forward reads changes from call to call"
@@ -108,7 +130,7 @@ class Capture:
             self._call = self._fresh_call()
             return self._attempt(dynamo, critic, inputs)
         except (dynamo.exc.TorchDynamoException, dynamo.exc.RecompileError) as error:
-            raise UnsupportedCritic(f"cannot be captured: {_first_line(error)}") from error
+            raise UnsupportedCritic(f'cannot be captured: {_first_line(error)}; use method="autograd"') from error
 
     def _backend(self, graph: fx.GraphModule, _: Sequence[Any]) -> Program:
         self.captures += 1

@@ -118,7 +118,7 @@ def _in_front(node: Node, found: dict[Node, Layout | None], count: int) -> Layou
     own = _own(node, found)
     if own is None or own.dim != 0:
         return None
-    if node.target is aten.constant_pad_nd.default and len(node.args[1]) == 2 * len(_shape(node)):
+    if node.target is aten.constant_pad_nd.default and any(node.args[1][2 * len(_shape(node)) - 2 :]):
         return None
     if node.target in (aten.slice_scatter.default, aten.select_scatter.default):
         return own if _argument(node, 2, "dim", 0) % len(_shape(node)) != own.dim else None

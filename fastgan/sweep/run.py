@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Side:
     """One batch that the critic sees.
 
     samples:   what it is called with, one tensor or several; labels follow where there are any
+    make:      gives the samples when their turn comes (they may be drawn at random); `samples` are like them then
     penalised: whether |g_n|^2 is wanted; scored: whether the loss is
     """
 
@@ -38,6 +39,11 @@ class Side:
     labels: Tensor | None
     penalised: bool
     scored: bool
+    make: Callable[[], list[Tensor]] | None = None
+
+    def ready(self) -> Side:
+        """The side with its own samples."""
+        return self if self.make is None else replace(self, samples=self.make(), make=None)
 
     @property
     def count(self) -> int:
@@ -113,7 +119,7 @@ class _Pass:
 
     def _may_be_one_batch(self, program: Program, analysis: Analysis, args: Sequence[Any]) -> bool:
         """Whether both sides in one call are what two calls would be; the first is compared with itself alone, once."""
-        if _is_one_call(analysis):
+        if _is_one_call(analysis, self.critic):
             return False
         if "one batch" not in program.memory:
             if self.alone is None:
@@ -218,10 +224,11 @@ class _Apart(Exception):
     """Real and fake may not be one batch for this critic."""
 
 
-def _is_one_call(analysis: Analysis) -> bool:
-    """Whether two batches in one call would differ from two calls: coupled samples, random numbers, buffers."""
+def _is_one_call(analysis: Analysis, critic: Callable[..., Any]) -> bool:
+    """Whether two batches in one call would differ from two: coupled samples, random numbers, buffers, side effects."""
     graph = analysis.graph
-    return analysis.couples or graph.random or bool(graph.mutated)
+    watched = isinstance(critic, nn.Module) and any(m._forward_hooks or m._forward_pre_hooks for m in critic.modules())
+    return analysis.couples or graph.random or bool(graph.mutated) or len(graph.outputs) > 1 or watched
 
 
 def _trained(critic: Callable[..., Any], args: Sequence[Any], samples: Sequence[int]) -> list[int]:
@@ -259,9 +266,19 @@ class Sweep:
         """
         refuse_hooks(critic)
         capture = capture_of(critic)
-        capture.refuse_restless()
+        with capture.patience(insist=insist):
+            self._first_halves(critic, sides, insist, capture)
+        self.logits: list[Tensor] = []
+        self.squares: list[Tensor | None] = []
+        for each in self.passes:
+            counts = [side.count for side in each.sides]
+            self.logits += each.logits.split(counts)  # type: ignore[union-attr]
+            squares: Any = each.squares
+            self.squares += [None] * len(counts) if squares is None else squares.split(counts)
+
+    def _first_halves(self, critic: Callable[..., Any], sides: Sequence[Side], insist: bool, capture: Capture) -> None:
         real, fake, *others = sides
-        if not real.penalised:  # then it would run before the critic turns out to be unsupported
+        if not real.penalised:  # or it would run before the critic turns out to be unsupported
             for side in sides:
                 if side.penalised:
                     _Pass(critic, [side], insist).rehearse(capture)
@@ -270,14 +287,7 @@ class Sweep:
             with contextlib.suppress(_Apart):
                 self.passes = [_both(critic, real, fake, insist, capture)]
         for side in others if self.passes else sides:
-            self.passes.append(_Pass(critic, [side], insist).call(capture))
-        self.logits: list[Tensor] = []
-        self.squares: list[Tensor | None] = []
-        for each in self.passes:
-            counts = [side.count for side in each.sides]
-            self.logits += each.logits.split(counts)  # type: ignore[union-attr]
-            squares: Any = each.squares
-            self.squares += [None] * len(counts) if squares is None else squares.split(counts)
+            self.passes.append(_Pass(critic, [side.ready()], insist).call(capture))
 
     def finish(self, scales: Sequence[Tensor | None], weights: Sequence[Tensor | None]) -> None:
         """Add the parameters' gradients to their `.grad`.
@@ -307,15 +317,24 @@ def _both(critic: Callable[..., Any], real: Side, fake: Side, insist: bool, capt
 
 def _logits_of_a_copy(critic: Callable[..., Any], side: Side) -> Tensor | None:
     """What a copy of the critic says, so that nothing of the critic itself changes; None where there can be no copy."""
-    if not isinstance(critic, nn.Module) or any(m._forward_hooks or m._forward_pre_hooks for m in critic.modules()):
+    if not isinstance(critic, nn.Module):
         return None
     try:
         twin = copy.deepcopy(critic)
     except Exception:  # some module holds what cannot be copied
         return None
+    before = _plain_attributes(twin)
     with torch.no_grad():
         logits = twin(*side.inputs)
+    if _plain_attributes(twin) != before:  # it counts its calls: two batches are two calls
+        return torch.full((side.count,), torch.nan)  # equal to nothing
     return logits if isinstance(logits, Tensor) else None
+
+
+def _plain_attributes(module: nn.Module) -> list[dict[str, Any]]:
+    """Numbers, texts and the like that the modules hold."""
+    kinds = (bool, int, float, str, type(None))
+    return [{name: v for name, v in vars(m).items() if isinstance(v, kinds)} for m in module.modules()]
 
 
 def accumulate(grads: Sequence[dict[Tensor, Tensor]]) -> None:
