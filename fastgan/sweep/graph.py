@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -63,7 +64,7 @@ def aten_graph(captured: fx.GraphModule, args: Sequence[Any]) -> AtenGraph:
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [fake_input(mode, arg) for arg in args]
-    with mode, torch.enable_grad(), without_autocast(keep=True):
+    with mode, torch.enable_grad():
         module = make_fx(functionalize(call, remove="mutations"), tracing_mode="real")(*fakes)
     return _without_mutation(module)
 
@@ -92,19 +93,11 @@ def value_of(node: Any) -> Any:
     return node.meta["val"]
 
 
-class without_autocast:
-    """Autocast off within (its casts are part of the graph by then); with `keep` nothing changes."""
-
-    def __init__(self, *, keep: bool = False) -> None:
-        self.contexts = [] if keep else [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
-
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        for context in self.contexts:
-            context.__exit__(*error)
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Autocast off within: its casts are part of the graph by then."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 class _Marking(fx.Interpreter):

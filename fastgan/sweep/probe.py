@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from fastgan.errors import UnsupportedCritic
 from fastgan.sweep.analysis import Analysis
 from fastgan.sweep.code import Plan
+from fastgan.sweep.graph import without_autocast
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 """Of the norm of the gradient's difference, by the coarsest dtype on the way. A fault shows as 0.1 or more."""
@@ -55,9 +56,10 @@ def _agrees_in_first_order(bench: _Bench, plan: Plan, tolerance: float) -> bool:
     w > 0 what pass 3 ends with has to be l_n D(x_n) + w_n |g_n|^2: F is linear, and g its slope. (Where a sample lies
     on a kink at which autograd's second derivative has another slope than its first, both may rightly fail.)
     """
-    outputs, squares, saved = plan.first(bench.rewind())
-    signals = _signals(plan.kind, outputs[0], squares)
-    check, _ = plan.second(saved, *signals)
+    with without_autocast():
+        outputs, squares, saved = plan.first(bench.rewind())
+        signals = _signals(plan.kind, outputs[0], squares)
+        check, _ = plan.second(saved, *signals)
     scale = signals[0] if plan.kind != "penalty" else None
     grads, expected_squares, logits = bench.first_order(scale)
     end = signals[-1] * expected_squares + (0 if scale is None else scale * logits.reshape(-1))
@@ -94,9 +96,10 @@ class _Bench:
 
     def by_plan(self, plan: Plan, signals: list[Tensor] | None) -> tuple[list[Tensor], list[Tensor | None]]:
         """The signals, drawn if there are none, and the gradients that belong to them."""
-        outputs, squares, saved = plan.first(self.rewind())
-        signals = signals or _signals(plan.kind, outputs[0], squares)
-        _, grads = plan.second(saved, *signals)
+        with without_autocast():
+            outputs, squares, saved = plan.first(self.rewind())
+            signals = signals or _signals(plan.kind, outputs[0], squares)
+            _, grads = plan.second(saved, *signals)
         by_number = dict(zip(plan.grads, grads, strict=True))
         return signals, [by_number.get(i) for i in self.trained]
 

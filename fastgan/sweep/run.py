@@ -15,7 +15,7 @@ from fastgan.errors import UnsupportedCritic
 from fastgan.sweep.analysis import Analysis, analyse, refuse_unless_tail
 from fastgan.sweep.capture import Capture, Program, callers_modes, capture_of, refuse_hooks
 from fastgan.sweep.code import Plan, plan
-from fastgan.sweep.graph import aten_graph, value_of
+from fastgan.sweep.graph import aten_graph, value_of, without_autocast
 from fastgan.sweep.logits import check_logits
 from fastgan.sweep.probe import probe, same_logits
 from fastgan.sweep.rewrite import rewrite
@@ -111,7 +111,7 @@ class _Pass:
         if self.rehearsed:
             raise _Rehearsed
         self.plan = program.memory[key]
-        with callers_modes():
+        with callers_modes(), without_autocast():
             outputs, self.squares, self.saved = self.plan.first(args)
         self.logits = self.returned = outputs[0]
         self.arguments = args
@@ -194,7 +194,8 @@ class _Pass:
             signals.append(whole if plan.kind in ("plain", "two") else whole.reshape(-1))
         if self.sides[0].penalised:
             signals.append(torch.cat([weight for weight in weights if weight is not None]))
-        _, grads = plan.second(self.saved, *signals)
+        with without_autocast():
+            _, grads = plan.second(self.saved, *signals)
         return {self.arguments[i]: grad for i, grad in zip(plan.grads, grads, strict=True)}
 
 
