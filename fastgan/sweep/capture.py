@@ -83,6 +83,8 @@ class Capture:
         """critic(*inputs), by way of `request`. UnsupportedCritic if it cannot be captured."""
         import torch._dynamo as dynamo
 
+        # Left behind by somebody's compiled function of dynamic floats, it makes Dynamo drop in-place operations of ours.
+        dynamo.symbolic_convert.TensorifyState.clear()
         if dynamo.config.disable or torch.compiler.is_compiling():
             raise UnsupportedCritic("capturing is off (TORCHDYNAMO_DISABLE, or an outer torch.compile)")
         if self._call is None:
