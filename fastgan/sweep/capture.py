@@ -83,7 +83,7 @@ class Capture:
         """critic(*inputs), by way of `request`. UnsupportedCritic if it cannot be captured."""
         import torch._dynamo as dynamo
 
-        # Left behind by somebody's compiled function of dynamic floats, it makes Dynamo drop in-place operations of ours.
+        # Left behind by another compiled function of dynamic floats, it makes Dynamo drop in-place operations here.
         dynamo.symbolic_convert.TensorifyState.clear()
         if dynamo.config.disable or torch.compiler.is_compiling():
             raise UnsupportedCritic("capturing is off (TORCHDYNAMO_DISABLE, or an outer torch.compile)")
