@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fastgan.errors import UnsupportedCritic
-from fastgan.sweep.graph import AtenGraph, Node, place, value_of, without_grad
+from fastgan.sweep.graph import AtenGraph, Node, depending, place, value_of, without_grad
 from fastgan.sweep.layout import SINGLE, Layout, layouts
 from fastgan.sweep.rules import NO_DERIVATIVE, rule_of
 
@@ -50,11 +50,7 @@ class Analysis:
 
     @cached_property
     def tail(self) -> set[Node]:
-        tail: set[Node] = set()
-        for node in self.graph.nodes:
-            if node in self.beyond or any(n in tail for n in node.all_input_nodes):
-                tail.add(node)
-        return tail
+        return depending(self.graph.nodes, self.beyond)
 
     @cached_property
     def channels_last(self) -> set[Node]:
@@ -123,10 +119,10 @@ def analyse(graph: AtenGraph, args: Sequence[Any], samples: Sequence[int], activ
     """`samples`: the arguments whose first dimension is the batch, labels included."""
     count = len(args[samples[0]])
     found: dict[Node, Layout | None]
-    single: dict[Node, Layout | None] = dict.fromkeys(
-        _depending(graph, samples), SINGLE
-    )  # s is one number, wherever it stands
-    found = single if count == 1 else layouts(graph, samples, count)
+    if count > 1:
+        found = layouts(graph, samples, count)
+    else:  # s is one number, wherever it stands
+        found = dict.fromkeys(depending(graph.nodes, (graph.inputs[i] for i in samples)), SINGLE)
     active = _active(graph, active_inputs)
     analysis = Analysis(graph, tuple(samples), tuple(active_inputs), found, active, _beyond(graph, active, found))
     if graph.logits not in active:
@@ -145,14 +141,6 @@ def refuse_unless_tail(analysis: Analysis) -> None:
     whole = sum(_multiplications(n) for n in analysis.graph.nodes if n in analysis.active)
     if whole == 0 or tail > LARGEST_TAIL * whole:
         raise UnsupportedCritic(f'{analysis.first_beyond()}; use method="autograd"')
-
-
-def _depending(graph: AtenGraph, samples: Sequence[int]) -> list[Node]:
-    depending = {graph.inputs[i] for i in samples}
-    for node in graph.nodes:
-        if any(n in depending for n in node.all_input_nodes):
-            depending.add(node)
-    return list(depending)
 
 
 def _active(graph: AtenGraph, floats: Sequence[int]) -> set[Node]:
@@ -237,7 +225,7 @@ def _rule_holds(node: Node, active: set[Node]) -> bool:
         return not node.args[5]
     if packet in (aten.max, aten.min):
         return len(node.args) > 1 and not tensors(1)
-    return packet not in (aten.pow,)
+    return True
 
 
 def _weighted_behind(analysis: Analysis, node: Node) -> bool:

@@ -153,14 +153,17 @@ _CAPTURES: weakref.WeakKeyDictionary[Any, Capture] = weakref.WeakKeyDictionary()
 
 def capture_of(critic: Callable[..., Any]) -> Capture:
     """The captures of this critic; functions share them by their code, since lambdas are made anew at each call."""
-    key: Any = critic
-    if not isinstance(critic, nn.Module):
-        key = getattr(getattr(critic, "__func__", critic), "__code__", None)
-        if key is None:
-            raise UnsupportedCritic(f"a critic of type {type(critic).__name__} is neither an nn.Module nor a function")
+    key = _key(critic)
+    if key is None:
+        raise UnsupportedCritic(f"a critic of type {type(critic).__name__} is neither an nn.Module nor a function")
     if key not in _CAPTURES:
         _CAPTURES[key] = Capture()
     return _CAPTURES[key]
+
+
+def _key(critic: Callable[..., Any]) -> Any:
+    """The module itself, or a function's code; None for other callables."""
+    return critic if isinstance(critic, nn.Module) else getattr(getattr(critic, "__func__", critic), "__code__", None)
 
 
 def refuse_hooks(critic: Callable[..., Any]) -> None:
@@ -187,7 +190,7 @@ _WARNED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def say_once(critic: Callable[..., Any], reason: str) -> None:
     """Warn that `critic` is differentiated by autograd, once per critic."""
-    key = critic if isinstance(critic, nn.Module) else getattr(getattr(critic, "__func__", critic), "__code__", None)
+    key = _key(critic)
     if key is None or key in _WARNED:
         return
     _WARNED.add(key)

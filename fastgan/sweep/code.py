@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastgan.sweep.graph import depending
 from fastgan.sweep.storage import IN_PLACE, Storage
 from fastgan.sweep.trace import Joint
 
@@ -48,7 +49,7 @@ def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequenc
     squares = rest.pop(0) if joint.kind != "plain" else None
     check = rest.pop(0) if joint.kind in ("both", "penalty") else None
 
-    late = _depending(graph, signals)
+    late = depending(graph.nodes, signals)
     body = [n for n in graph.nodes if n.op in ("call_function", "get_attr")]
     needed = _needed([*rest, check])
     late_body = [n for n in body if n in late and n in needed]
@@ -84,15 +85,6 @@ def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequenc
 
     functions, source = _compile(joint.module, first, second)
     return Plan(functions[0], functions[1], joint.grads, joint.kind, source)
-
-
-def _depending(graph: fx.Graph, sources: Sequence[fx.Node]) -> set[fx.Node]:
-    """`sources` and all nodes that are computed from them."""
-    found = set(sources)
-    for node in graph.nodes:
-        if any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _nodes(values: Sequence[Any]) -> list[fx.Node]:
@@ -151,7 +143,7 @@ class _Emitter:
                 dying.setdefault(user, []).append(value)
         for node in nodes:
             self.names[node] = node.name
-            self._assign(node, self.storage.reusable(node, last, nodes, keep))
+            self._assign(node, self.storage.reusable(node, last, keep))
             dead = [self.names[value] for value in dying.get(node, []) if not self.names[value].startswith("signal_")]
             if dead:
                 self.line(f"del {', '.join(dead)}")

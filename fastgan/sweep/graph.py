@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -86,6 +86,15 @@ def place(node: fx.Node) -> str:
 def without_grad(node: fx.Node) -> bool:
     """Whether the critic computes this node under `torch.no_grad()`."""
     return (node.meta.get("custom") or {}).get(MARK) == "no_grad"
+
+
+def depending(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
+    """`sources` and those of `nodes`, which are in order, that are computed from them."""
+    found = set(sources)
+    for node in nodes:
+        if any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def value_of(node: Any) -> Any:

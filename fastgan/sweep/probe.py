@@ -14,6 +14,7 @@ from fastgan.errors import UnsupportedCritic
 from fastgan.sweep.analysis import Analysis
 from fastgan.sweep.code import Plan
 from fastgan.sweep.graph import without_autocast
+from fastgan.sweep.trace import squares_of
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 """Of the norm of the gradient's difference, by the coarsest dtype on the way. A fault shows as 0.1 or more."""
@@ -37,7 +38,7 @@ def probe(
     buffers and random numbers are as before, and no hook runs.
     """
     bench = _Bench(captured, analysis, args, trained)
-    tolerance = max(TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in analysis.dtypes)
+    tolerance = _tolerance(analysis)
     try:
         if not plan.kind.startswith("two") and _agrees_in_first_order(bench, plan, tolerance):
             return True
@@ -117,7 +118,7 @@ class _Bench:
             if scale is not None:
                 parameters = [args[i] for i in self.trained]
                 grads = torch.autograd.grad(logits, parameters, scale.view_as(logits), allow_unused=True)
-        return grads, _squares(g), logits.detach()
+        return grads, squares_of(g), logits.detach()
 
     def by_autograd(self, kind: str, signals: list[Tensor]) -> Sequence[Tensor | None]:
         return _by_autograd(self.captured, self.analysis, self.rewind(), self.trained, kind, signals)
@@ -160,7 +161,7 @@ def _by_autograd(captured: fx.GraphModule, analysis: Analysis, args: list[Any], 
         logits = captured(*args)[0]
         tracked = [args[i] for i in analysis.active_inputs]
         g = torch.autograd.grad(logits, tracked, torch.ones_like(logits), create_graph=True, materialize_grads=True)
-        total = (signals[-1] * _squares(g)).sum() / 2
+        total = (signals[-1] * squares_of(g)).sum() / 2
         if kind not in ("penalty", "two_penalty"):
             scale = signals[0]
             flat = logits.reshape(len(logits), -1).sum(1) if scale.shape != logits.shape else logits
@@ -171,16 +172,13 @@ def _by_autograd(captured: fx.GraphModule, analysis: Analysis, args: list[Any], 
         return torch.autograd.grad(total, parameters, allow_unused=True)
 
 
-def _squares(g: Sequence[Tensor]) -> Tensor:
-    """|g_n|^2 over several tensors, [N]."""
-    wide = [each if each.dtype == torch.float64 else each.float() for each in g]
-    squares = [each.square().flatten(1).sum(1) if each.dim() > 1 else each.square() for each in wide]
-    return sum(squares[1:], start=squares[0])
+def _tolerance(analysis: Analysis) -> float:
+    return max(TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in analysis.dtypes)
 
 
 def same_logits(a: Tensor, b: Tensor, analysis: Analysis) -> bool:
     """Whether they are the same but for rounding. Reads the device."""
-    tolerance = max(TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in analysis.dtypes) / 10
+    tolerance = _tolerance(analysis) / 10
     a, b = a.double().flatten(), b.double().flatten()
     return a.shape == b.shape and bool((a - b).norm() <= tolerance * b.norm())
 

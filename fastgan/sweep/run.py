@@ -119,8 +119,8 @@ class _Pass:
 
     def _may_be_one_batch(self, program: Program, analysis: Analysis, args: Sequence[Any]) -> bool:
         """Whether both sides in one call are what two calls would be; the first is compared with itself alone, once."""
-        if _is_one_call(analysis, self.critic):
-            return False
+        if "one batch" not in program.memory and _tells_batches_apart(analysis, self.critic):
+            program.memory["one batch"] = False
         if "one batch" not in program.memory:
             if self.alone is None:
                 raise _InDoubt
@@ -225,7 +225,7 @@ class _Apart(Exception):
     """Real and fake may not be one batch for this critic."""
 
 
-def _is_one_call(analysis: Analysis, critic: Callable[..., Any]) -> bool:
+def _tells_batches_apart(analysis: Analysis, critic: Callable[..., Any]) -> bool:
     """Whether two batches in one call would differ from two: coupled samples, random numbers, buffers, side effects."""
     graph = analysis.graph
     watched = isinstance(critic, nn.Module) and any(m._forward_hooks or m._forward_pre_hooks for m in critic.modules())

@@ -59,7 +59,7 @@ class Storage:
         roots = [self.root[node] for node in nodes]
         return {n for n, r in zip(nodes, roots, strict=True) if roots.count(r) > 1 or r.op == "placeholder"}
 
-    def reusable(self, node: Node, last: dict[Node, Node], body: Sequence[Node], keep: set[Node]) -> int | None:
+    def reusable(self, node: Node, last: dict[Node, Node], keep: set[Node]) -> int | None:
         """The number of the argument over which `node` can write its result, None if there is none.
 
         last: node -> the node of the same function that uses it last; keep: what the function returns
@@ -88,7 +88,7 @@ class Storage:
         sharing = self.sharing[root]
         if any(other in keep for other in sharing):
             return False
-        return all(last.get(other, node) is node or _before(last[other], node) for other in sharing)
+        return all(last.get(other, node) <= node for other in sharing)
 
 
 def _tensors(node: Node) -> list[Node]:
@@ -103,10 +103,6 @@ def _written_arguments(node: Node) -> list[Node]:
     named = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
     written = [a.name for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     return [named[name] for name in written if isinstance(named.get(name), fx.Node)]
-
-
-def _before(a: Node, b: Node) -> bool:
-    return bool(a < b)
 
 
 def _same_place(argument: Node, node: Node) -> bool:

@@ -123,7 +123,7 @@ class _Run:
         graph = self.analysis.graph
         logits = self.values[graph.logits]
         delta, gradients = self._backward([graph.logits], [torch.ones_like(logits)])
-        squares = self._squares(gradients)
+        squares = squares_of(list(gradients.values()))
         samples = {i: (self.arguments[i], gradients[i]) for i in self.analysis.active_inputs}
         if kind == "both":
             start = {i: _sum_of(x, l_signal, g, w_signal) for i, (x, g) in samples.items()}
@@ -139,7 +139,7 @@ class _Run:
         self._forward(grad=True)
         graph, frontier = self.analysis.graph, self.analysis.frontier
         heads = {node: self.values[node].detach().requires_grad_() for node in frontier}
-        values = {**self.values, **{n: leaf for n, leaf in self.leaves.items()}, **heads}
+        values = {**self.values, **self.leaves, **heads}
         for node in graph.nodes:
             if node in self.analysis.tail:
                 values[node] = self.values[node] = self._evaluate(node, values)
@@ -148,7 +148,7 @@ class _Run:
         ones = torch.ones_like(logits)
         q = torch.autograd.grad(logits, head_list, ones, create_graph=True, materialize_grads=True)
         delta, gradients = self._backward(frontier, [each.detach() for each in q])
-        squares = self._squares(gradients)
+        squares = squares_of(list(gradients.values()))
         start = {i: _sum_of(None, None, g, w_signal) for i, g in gradients.items()}
         through = self._again(start, None, delta)
 
@@ -291,12 +291,6 @@ class _Run:
         main: Tensor = value[0] if isinstance(value, (tuple, list)) else value
         return main
 
-    def _squares(self, gradients: dict[int, Tensor]) -> Tensor:
-        """|g_n|^2 over all inputs, [N], in fp32 or wider."""
-        wide = [g if g.dtype == torch.float64 else g.float() for g in gradients.values()]
-        squares = [g.square().flatten(1).sum(1) if g.dim() > 1 else g.square() for g in wide]
-        return sum(squares[1:], start=squares[0])
-
     def _collect(self, leaves: dict[fx.Node, Tensor], grads: Sequence[Tensor | None]) -> None:
         for node, grad in zip(leaves, grads, strict=True):
             if grad is not None:
@@ -324,6 +318,13 @@ class _Run:
         graph = self.analysis.graph
         wanted = [*graph.outputs, *graph.mutated.values()]
         return [tree_map(_detached, self.values[n]) if isinstance(n, fx.Node) else n for n in wanted]
+
+
+def squares_of(gradients: Sequence[Tensor]) -> Tensor:
+    """|g_n|^2 over several tensors [N, ...]: [N], in fp32 or wider."""
+    wide = [g if g.dtype == torch.float64 else g.float() for g in gradients]
+    squares = [g.square().flatten(1).sum(1) if g.dim() > 1 else g.square() for g in wide]
+    return sum(squares[1:], start=squares[0])
 
 
 def _detached(value: Any) -> Any:
