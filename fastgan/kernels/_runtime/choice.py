@@ -23,7 +23,13 @@ from fastgan.errors import FastganError
 from fastgan.kernels._runtime.extension import EXTENSION
 
 # Op -> what its GPU kernel is written in
-GPU_KERNELS = {"adam_ema": "CUDA C++", "counter_noise": "CUDA C++", "masked_act": "Triton"}
+GPU_KERNELS = {
+    "adam_ema": "CUDA C++",
+    "batch_norm_act": "CUDA C++",
+    "conv_transpose_bn_act": "Triton",
+    "counter_noise": "CUDA C++",
+    "masked_act": "Triton",
+}
 OPS = tuple(GPU_KERNELS)
 MODES = ("auto", "library", "all")
 

@@ -1,0 +1,97 @@
+"""What runs inside the ops: which product, and the passes of batch_norm_act around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.kernels._runtime import choose
+from fastgan.kernels.activations import activate, slope_from_output
+from fastgan.kernels.batch_norm_act import Norm, native, reference_stats
+from fastgan.kernels.batch_norm_act.op import native_backward
+from fastgan.kernels.batch_norm_act.reference import reference, reference_backward
+from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
+
+aten = torch.ops.aten
+
+
+def forward(
+    x: Tensor,
+    norm: Norm,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    act_out: int,
+    slope_out: float,
+    want_stats: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y channels-last; mean and var of y, or None."""
+    a = prologue(channels_last(x), norm)
+    g = geometry
+    y = aten.convolution(
+        a, channels_last(weight), bias, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups
+    )
+    y = channels_last(y)
+    if want_stats:
+        return y, *(native.stats(y) if _ours(x) else reference_stats(y))
+    if act_out:
+        y = native.normalise(y, Norm(act=act_out, slope=slope_out), y) if _ours(x) else activate(y, act_out, slope_out)
+    return y, None, None
+
+
+def backward(
+    grad: Tensor,
+    y: Tensor | None,
+    needs: list[bool],
+    x: Tensor,
+    norm: Norm,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    act_out: int,
+    slope_out: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, dnorm_weight, dnorm_bias, dweight, dbias; empty where not needed. y: given where there is an act_out."""
+    x, grad = channels_last(x), channels_last(grad)
+    if y is not None and (slope := slope_from_output(y, act_out, slope_out)) is not None:
+        grad = grad * slope
+    g = geometry
+    a = prologue(x, norm) if needs[1] else x
+    sizes = [weight.shape[1] * g.groups] if needs[2] else None
+    da, dweight, dbias = aten.convolution_backward(
+        grad, a, channels_last(weight), sizes, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups, needs
+    )
+    del a
+    dscale = dshift = None
+    if needs[0] and not norm.is_identity:
+        if _ours(x):
+            da = channels_last(da)
+            da, dscale, dshift = native_backward(da, x, norm, da)
+        else:
+            da, dscale, dshift = reference_backward(da, x, norm)
+    made = (
+        None if da is None else channels_last(da),
+        dscale,
+        dshift,
+        None if dweight is None else channels_last(dweight),
+        dbias,
+    )
+    dx, dscale, dshift, dweight, dbias = (x.new_empty(0) if t is None else t for t in made)
+    return dx, dscale, dshift, dweight, dbias
+
+
+def prologue(x: Tensor, norm: Norm) -> Tensor:
+    """norm of x, which is x itself where there is nothing to do."""
+    if norm.is_identity:
+        return x
+    if _ours(x):
+        return native.normalise(x, norm)
+    return reference(x, norm.mean, norm.var, norm.weight, norm.bias, norm.eps, norm.act, norm.slope, False)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _ours(x: Tensor) -> bool:
+    return choose("batch_norm_act", x.device).native
