@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.errors import UnsupportedCritic
+from fastgan.kernels._runtime import plain_layers
 
 LONGEST_REST = 1024
 CAPTURES = 64
@@ -93,7 +94,7 @@ class Capture:
             guarding_hooks = dynamo.config.patch(skip_nnmodule_hook_guards=False)
             tokens = _REQUEST.set(request), _MODES.set(modes)
             try:
-                with guarding_hooks:
+                with guarding_hooks, plain_layers():
                     return self._attempt(dynamo, critic, inputs)
             finally:
                 _REQUEST.reset(tokens[0])

@@ -15,6 +15,7 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastgan.errors import UnsupportedCritic
+from fastgan.kernels._runtime import DECOMPOSITIONS
 
 Node: TypeAlias = Any
 """An fx.Node; its arguments may be of so many types that a checker asks at every step which one."""
@@ -117,6 +118,8 @@ class _Marking(fx.Interpreter):
         return super().run_node(n)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in DECOMPOSITIONS:
+            return DECOMPOSITIONS[target](*args, **kwargs)
         if target is torch._C._nn.pad and "circular" in (*args[2:3], kwargs.get("mode")):
             return _pad_circular(args[0], args[1] if len(args) > 1 else kwargs["pad"])
         return super().call_function(target, args, kwargs)

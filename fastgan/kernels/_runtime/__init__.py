@@ -3,6 +3,18 @@
 from fastgan.kernels._runtime.choice import choose, disable
 from fastgan.kernels._runtime.doctor import OpReport, build_summary, report
 from fastgan.kernels._runtime.extension import EXTENSION
-from fastgan.kernels._runtime.register import register
+from fastgan.kernels._runtime.plain import plain, plain_layers
+from fastgan.kernels._runtime.register import DECOMPOSITIONS, register
 
-__all__ = ["EXTENSION", "OpReport", "build_summary", "choose", "disable", "register", "report"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "EXTENSION",
+    "OpReport",
+    "build_summary",
+    "choose",
+    "disable",
+    "plain",
+    "plain_layers",
+    "register",
+    "report",
+]

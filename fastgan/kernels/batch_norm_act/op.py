@@ -27,7 +27,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number
 
 def batch_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of x [N, C, ...]: two float64 tensors [C], without derivative."""
-    mean, var = torch.ops.fastgan.batch_norm_stats(x)
+    mean, var = torch.ops.fastgan.batch_norm_stats(x.detach())
     return mean, var
 
 
@@ -225,13 +225,16 @@ def name_of(dtype: torch.dtype) -> str:
 
 _ARGUMENTS = "Tensor x, Tensor? mean, Tensor? var, Tensor? weight, Tensor? bias, float eps, int act, float slope"
 
-register("batch_norm_stats(Tensor x) -> (Tensor mean, Tensor var)", _stats, fake=_fake_stats)
+register(
+    "batch_norm_stats(Tensor x) -> (Tensor mean, Tensor var)", _stats, fake=_fake_stats, decomposition=reference_stats
+)
 register(
     f"batch_norm_act({_ARGUMENTS}, bool training) -> Tensor",
     _norm_act,
     fake=_fake_norm_act,
     setup_context=_keep,
     backward=_differentiate,
+    decomposition=reference,
 )
 register(
     f"batch_norm_act_backward(Tensor grad, {_ARGUMENTS}, bool training) -> (Tensor dx, Tensor dweight, Tensor dbias)",

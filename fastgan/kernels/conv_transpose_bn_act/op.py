@@ -14,7 +14,7 @@ from fastgan.kernels._runtime.second_order import double_backward
 from fastgan.kernels.activations import code_of, invertible
 from fastgan.kernels.batch_norm_act import Norm, bias_act
 from fastgan.kernels.batch_norm_act.op import TYPES, check_vector, name_of
-from fastgan.kernels.batch_norm_act.reference import arithmetic_type
+from fastgan.kernels.batch_norm_act.reference import arithmetic_type, reference_stats
 from fastgan.kernels.conv_transpose_bn_act import run
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
 from fastgan.kernels.conv_transpose_bn_act.reference import reference
@@ -64,7 +64,7 @@ def conv_transpose(
     )  # fmt: skip
     if not inside:  # its derivative needs what y was before
         y = bias_act(y, None, act_out, slope_out)
-    return (y.squeeze(2) if flat else y), mean, var
+    return (y.squeeze(2) if flat else y), mean.detach(), var.detach()
 
 
 class Arguments(NamedTuple):
@@ -150,6 +150,13 @@ def _fake_backward(grad: Tensor, y: Tensor | None, needs: list[bool], *arguments
     dweight = torch.empty_like(a.weight, memory_format=torch.channels_last) if needs[1] else torch.empty_like(none)
     dbias = a.x.new_empty(a.weight.shape[1] * a.groups) if needs[2] else torch.empty_like(none)
     return dx, dscale, dshift, dweight, dbias
+
+
+def _decomposition(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = Arguments(*arguments)
+    y = reference(a.x, a.norm, a.weight, a.bias, a.geometry, a.act_out, a.slope_out)
+    mean, var = reference_stats(y) if a.want_stats else (y.new_empty(0, dtype=torch.float64) for _ in range(2))
+    return y, mean, var
 
 
 # ---- derivatives
@@ -262,6 +269,7 @@ register(
     fake=_fake_forward,
     setup_context=_keep,
     backward=_differentiate,
+    decomposition=_decomposition,
 )
 register(
     f"conv_transpose_bn_act_backward(Tensor grad, Tensor? y, bool[] needs, {_ARGUMENTS}) "

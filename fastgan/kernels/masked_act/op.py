@@ -13,6 +13,7 @@ from fastgan.kernels.masked_act.reference import (
     CHANNELS_LAST,
     HALF_TYPES,
     arithmetic_type,
+    decomposition,
     empty_in_layout,
     in_layout,
     is_channels_last,
@@ -299,6 +300,7 @@ register(
     fake=_fake_masked_act,
     setup_context=_keep_for_masked_act,
     backward=_masked_act_backward,
+    decomposition=decomposition,
 )
 register(
     "masked_act_(Tensor(a!) z, float slope, Tensor? bias=None) -> Tensor mask", _masked_act_, fake=_fake_masked_act_
@@ -309,6 +311,7 @@ register(
     fake=_fake_apply_mask,
     setup_context=_keep_for_apply_mask,
     backward=_apply_mask_backward,
+    decomposition=reference_apply,
 )
 register(
     "apply_mask_(Tensor(a!) u, Tensor mask, float slope, Tensor? bias=None, Tensor? scale=None) -> ()",

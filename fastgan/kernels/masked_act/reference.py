@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # (shape, whether channels-last) that test, benchmark and ahead-of-time check share
 CASES: dict[str, tuple[tuple[int, ...], bool]] = {
@@ -42,6 +43,13 @@ def reference(z: Tensor, slope: float, bias: Tensor | None = None) -> tuple[Tens
     on = y > 0
     a = torch.where(on, y, y * slope) if slope else torch.where(on | y.isnan(), y, 0)
     return in_layout(a.to(z.dtype), channels_last), _pack(on, channels_last)
+
+
+def decomposition(z: Tensor, slope: float, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same by torch's activations, which who reads a graph knows; where z is -0 or -inf the bits may differ."""
+    y = _plus(z, bias, None)
+    a = F.leaky_relu(y, slope) if slope else F.relu(y)
+    return a.to(z.dtype), _pack(y > 0, is_channels_last(z))
 
 
 def reference_apply(
