@@ -9,7 +9,7 @@ from fastgan.kernels._runtime import choose
 from fastgan.kernels.activations import activate, slope_from_output
 from fastgan.kernels.batch_norm_act import Norm, native, reference_stats
 from fastgan.kernels.batch_norm_act.op import native_backward
-from fastgan.kernels.batch_norm_act.reference import reference, reference_backward
+from fastgan.kernels.batch_norm_act.reference import arithmetic_type, reference, reference_backward
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
 
 aten = torch.ops.aten
@@ -53,8 +53,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dnorm_weight, dnorm_bias, dweight, dbias; empty where not needed. y: given where there is an act_out."""
     x, grad = channels_last(x), channels_last(grad)
-    if y is not None and (slope := slope_from_output(y, act_out, slope_out)) is not None:
-        grad = grad * slope
+    if y is not None and act_out:
+        grad = through_activation(grad, y, act_out, slope_out)
     g = geometry
     a = prologue(x, norm) if needs[1] else x
     sizes = [weight.shape[1] * g.groups] if needs[2] else None
@@ -78,6 +78,13 @@ def backward(
     )
     dx, dscale, dshift, dweight, dbias = (x.new_empty(0) if t is None else t for t in made)
     return dx, dscale, dshift, dweight, dbias
+
+
+def through_activation(grad: Tensor, y: Tensor, act: int, slope: float) -> Tensor:
+    """grad act'(z), from y = act(z); rounded once."""
+    dtype = arithmetic_type(y.dtype)
+    factor = slope_from_output(y.to(dtype), act, slope)
+    return grad if factor is None else (factor * grad).to(grad.dtype)
 
 
 def prologue(x: Tensor, norm: Norm) -> Tensor:
