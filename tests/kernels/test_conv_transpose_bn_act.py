@@ -97,7 +97,7 @@ class Block:
             single = {torch.float32: bound, torch.float64: 1e-12}.get(self.leaves[0].dtype)
             limit = 2 * relative(baseline, truth) if single is None else single
             if single is None and result.numel() < 100:  # of so few numbers eager's error is small or not by luck
-                limit = max(limit, torch.finfo(self.leaves[0].dtype).eps)
+                limit = max(limit, 2 * torch.finfo(self.leaves[0].dtype).eps)
             assert relative(result, truth) <= limit, (name, acts, relative(result, truth), limit)
 
 
