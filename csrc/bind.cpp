@@ -11,6 +11,7 @@
 #include "counter_noise.h"
 #include "device.h"
 #include "masked_act.h"
+#include "norm_act.h"
 
 namespace py = pybind11;
 using namespace fastgan;
@@ -20,7 +21,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 2;
+constexpr int kAbi = 3;
 
 template <typename T>
 T* at(Address address) {
@@ -76,6 +77,64 @@ MaskedAct masked_act(const std::array<Address, 5>& a, const std::array<int64_t, 
           sizes[0],             sizes[1],       sizes[2],          sizes[3],             slope};
 }
 
+// ---- norm_act
+
+// Addresses: x, mean, var, weight, bias. Sizes: outer, channels, inner.
+NormAct norm_act(const std::array<Address, 5>& a, const std::array<int64_t, 3>& sizes, double eps, int act,
+                 double slope) {
+  return {at<const void>(a[0]),   sizes[0],               sizes[1],
+          sizes[2],               at<const double>(a[1]), at<const double>(a[2]),
+          at<const void>(a[3]),   at<const void>(a[4]),   eps,
+          NormActKind(act),       slope};
+}
+
+void define_norm_act_cpu(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> released;
+  py::class_<NormAct>(m, "NormAct")
+      .def(py::init(&norm_act), py::arg("addresses"), py::arg("sizes"), py::arg("eps"), py::arg("act"),
+           py::arg("slope"));
+  m.def(
+      "norm_act_stats_cpu",
+      [](const NormAct& norm, int type, Address mean, Address var, int threads) {
+        fastgan_norm_act_stats_cpu(&norm, NormActType(type), at<double>(mean), at<double>(var), threads);
+      },
+      released, py::arg("norm"), py::arg("type"), py::arg("mean"), py::arg("var"), py::arg("threads"));
+  m.def(
+      "norm_act_cpu",
+      [](const NormAct& norm, int type, Address out, int threads) {
+        fastgan_norm_act_cpu(&norm, NormActType(type), at<void>(out), threads);
+      },
+      released, py::arg("norm"), py::arg("type"), py::arg("out"), py::arg("threads"));
+  m.def(
+      "norm_act_sums_cpu",
+      [](const NormAct& norm, int type, Address grad, Address sums, int threads) {
+        fastgan_norm_act_sums_cpu(&norm, NormActType(type), at<const void>(grad), at<double>(sums), threads);
+      },
+      released, py::arg("norm"), py::arg("type"), py::arg("grad"), py::arg("sums"), py::arg("threads"));
+  m.def(
+      "norm_act_input_cpu",
+      [](const NormAct& norm, int type, Address grad, Address sums, double count, Address dx, int threads) {
+        fastgan_norm_act_input_cpu(&norm, NormActType(type), at<const void>(grad), at<const double>(sums), count,
+                                   at<void>(dx), threads);
+      },
+      released, py::arg("norm"), py::arg("type"), py::arg("grad"), py::arg("sums"), py::arg("count"), py::arg("dx"),
+      py::arg("threads"));
+  m.def(
+      "norm_act_train_cpu",
+      [](const NormAct& norm, int type, Address mean, Address var, Address out, int threads) {
+        fastgan_norm_act_train_cpu(&norm, NormActType(type), at<double>(mean), at<double>(var), at<void>(out), threads);
+      },
+      released, py::arg("norm"), py::arg("type"), py::arg("mean"), py::arg("var"), py::arg("out"), py::arg("threads"));
+  m.def(
+      "norm_act_backward_cpu",
+      [](const NormAct& norm, int type, Address grad, bool training, Address sums, Address dx, int threads) {
+        fastgan_norm_act_backward_cpu(&norm, NormActType(type), at<const void>(grad), training, at<double>(sums),
+                                      at<void>(dx), threads);
+      },
+      released, py::arg("norm"), py::arg("type"), py::arg("grad"), py::arg("training"), py::arg("sums"),
+      py::arg("dx"), py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -118,6 +177,8 @@ PYBIND11_MODULE(_C, m) {
         fastgan_apply_mask_cpu(&act, MaskedActType(type), threads, SimdLevel(level));
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
+
+  define_norm_act_cpu(m);
 
 #ifdef FASTGAN_CUDA
   m.attr("ADAM_EMA_SCRATCH") = kAdamEmaScratch;
