@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
-from fastgan.kernels.batch_norm_act import ACTS, CASES, batch_norm_act, batch_norm_stats, bias_act
+from fastgan.kernels.batch_norm_act import (
+    ACTS,
+    CASES,
+    batch_norm_act,
+    batch_norm_stats,
+    bias_act,
+    train_batch_norm_act,
+)
 from fastgan.kernels.batch_norm_act.op import CHANNELS_LAST
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -175,7 +182,7 @@ def test_special_values(device: torch.device) -> None:
     for act in ACTS:
         ours, theirs = bias_act(x, None, act), activation(x, act, 0.2)
         assert torch.equal(ours.isnan(), theirs.isnan()), act
-        assert torch.allclose(ours.nan_to_num(9), theirs.nan_to_num(9), rtol=1e-6, atol=0), act
+        assert torch.allclose(ours.nan_to_num(9), theirs.nan_to_num(9), rtol=1e-6, atol=torch.finfo(x.dtype).tiny), act
 
 
 @pytest.mark.parametrize("act", ["relu", "leaky_relu"])
@@ -185,6 +192,17 @@ def test_kinks_are_those_of_torch(act: str, device: torch.device) -> None:
     (ours,) = torch.autograd.grad(bias_act(x, None, act).sum(), x)
     (theirs,) = torch.autograd.grad(activation(x, act, 0.2).sum(), x)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("case", ["dcgan-64 at 8x8, channels-last", "odd sizes", "one sample, channels-last"])
+@pytest.mark.usefixtures("implementation")
+def test_both_passes_in_one_op_are_the_two_ops(case: str, device: torch.device) -> None:
+    x, grad = of_case(case, device, torch.float32), of_case(case, device, torch.float32, 1)
+    weight, bias = (random((x.shape[1],), device, torch.float32, seed) for seed in (2, 3))
+    together = gradients(lambda x, w, b, act: train_batch_norm_act(x, w, b, act=act)[0], x, weight, bias, grad, "relu")
+    assert all(map(torch.equal, together, gradients(ours, x, weight, bias, grad, "relu")))
+    _, *stats = train_batch_norm_act(x, weight, bias)
+    assert all(map(torch.equal, stats, batch_norm_stats(x)))
 
 
 @pytest.mark.usefixtures("implementation")
@@ -223,6 +241,7 @@ def test_derivatives_of_both_orders(act: str) -> None:
     mean, var = batch_norm_stats(random((3, 4, 2, 3), CPU, torch.float64, 9))
     functions = [
         lambda x, w, b: ours(x, w, b, act),
+        lambda x, w, b: train_batch_norm_act(x, w, b, act=act)[0],
         lambda x, w, b: batch_norm_act(x, mean, var, w, b, act=act, training=False),
         lambda x, w, b: bias_act(x * w[:, None, None], b, act),
         lambda x, w, b: ours(x, None, b, act) + ours(x, w, None, act),

@@ -57,6 +57,24 @@ def batch_norm_act(
     return out
 
 
+def train_batch_norm_act(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float = 0.2,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(batch_norm_act(x, mean, var, ...), mean, var) with the statistics of x: the same bits, with x read fewer times.
+
+    mean and var are as batch_norm_stats(x) gives them; the derivative is that of batch_norm_act in training.
+    """
+    code = code_of(act, "batch_norm_act")
+    out, mean, var = torch.ops.fastgan.batch_norm_act_train(x, weight, bias, eps, code, slope)
+    return out, mean.detach(), var.detach()
+
+
 def bias_act(x: Tensor, bias: Tensor | None = None, act: str = "none", slope: float = 0.2) -> Tensor:
     """act(x + bias), like x; x and bias as in batch_norm_act. Differentiable to any order. Raises FastganError."""
     code = code_of(act, "bias_act")
@@ -103,6 +121,28 @@ def _fake_norm_act(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(dense(x))
 
 
+def _train(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, act: int, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check("batch_norm_act", x, weight=weight, bias=bias)
+    x = dense(x)
+    if choose("batch_norm_act", x.device).native:
+        return native.train(x, Norm(None, None, weight, bias, eps, act, slope))
+    mean, var = reference_stats(x)
+    return reference(x, mean, var, weight, bias, eps, act, slope, False), mean, var
+
+
+def _fake_train(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(dense(x)), *_fake_stats(x)
+
+
+def _decomposed_train(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, act: int, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = reference_stats(x)
+    return reference(x, mean, var, weight, bias, eps, act, slope, True), mean, var
+
+
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -125,9 +165,7 @@ def _backward(
 
 def native_backward(grad: Tensor, x: Tensor, norm: Norm, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dweight, dbias. x: dense;  out: where dx goes, grad itself perhaps."""
-    sums = native.backward_sums(grad, x, norm)
-    count = x.numel() // x.shape[1]
-    dx = native.backward_input(grad, x, norm, sums if norm.training and norm.mean is not None else None, count, out)
+    dx, sums = native.backward(grad, x, norm, out)
     dbias, dweight = (row.to(arithmetic_type(x.dtype), copy=True) for row in sums)  # outputs must not share memory
     return dx, dweight, dbias
 
@@ -162,6 +200,17 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         None if bias is None else dbias.to(bias.dtype),
         *[None] * len(ctx.constants),
     )
+
+
+def _keep_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, *constants = inputs
+    ctx.constants = [*constants, True]
+    ctx.save_for_backward(x, *output[1:], weight, bias)
+
+
+def _differentiate_train(ctx: Any, grad: Tensor, _mean: None, _var: None) -> tuple[Any, ...]:
+    dx, _, _, dweight, dbias, *constants = _differentiate(ctx, grad)
+    return (dx, dweight, dbias, *constants[:3])
 
 
 def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -235,6 +284,15 @@ register(
     setup_context=_keep,
     backward=_differentiate,
     decomposition=reference,
+)
+register(
+    "batch_norm_act_train(Tensor x, Tensor? weight, Tensor? bias, float eps, int act, float slope) "
+    "-> (Tensor a, Tensor mean, Tensor var)",
+    _train,
+    fake=_fake_train,
+    setup_context=_keep_train,
+    backward=_differentiate_train,
+    decomposition=_decomposed_train,
 )
 register(
     f"batch_norm_act_backward(Tensor grad, {_ARGUMENTS}, bool training) -> (Tensor dx, Tensor dweight, Tensor dbias)",
