@@ -80,10 +80,29 @@ std::vector<Band> bands_of(const Fold& f) {
 
 // ---- the sums
 
-// kLength: the length of the runs, or 0 for any.
+// out = the sum of kLength elements at each tap, in registers.
 template <int kTaps, int64_t kLength, typename T>
-FASTGAN_HD void sum_runs(const Band& band, const T* const* taps, T* __restrict__ out) {
-  const int64_t length = kLength ? kLength : band.length;
+FASTGAN_HD void sum_short(const T* const* taps, int64_t from, T* out) {
+  T sum[kLength];
+  memcpy(sum, taps[0] + from, sizeof(sum));
+  for (int t = 1; t < kTaps; ++t)
+    for (int64_t e = 0; e < kLength; ++e) sum[e] += taps[t][from + e];
+  memcpy(out, sum, sizeof(sum));
+}
+
+// Runs of kLength, where that is less than a register holds: all but the last are summed with the elements after them,
+// kWide in all, which the next run overwrites.
+template <int kTaps, int64_t kLength, int64_t kWide, typename T>
+FASTGAN_HD void sum_short_runs(const Band& band, const T* const* taps, T* out) {
+  const int64_t tap_step = band.tap_step, step = band.step, wide = tap_step >= kWide - kLength ? band.count - 1 : 0;
+  int64_t r = 0;
+  for (; r < wide; ++r) sum_short<kTaps, kWide>(taps, r * tap_step, out + r * step);
+  for (; r < band.count; ++r) sum_short<kTaps, kLength>(taps, r * tap_step, out + r * step);
+}
+
+template <int kTaps, typename T>
+FASTGAN_HD void sum_long_runs(const Band& band, const T* const* taps, T* out) {
+  const int64_t length = band.length;
   for (int64_t r = 0; r < band.count; ++r) {
     const int64_t from = r * band.tap_step;
     T* __restrict__ to = out + r * band.step;
@@ -99,13 +118,13 @@ FASTGAN_HD void sum_runs(const Band& band, const T* const* taps, T* __restrict__
 template <int kTaps, typename T>
 FASTGAN_HD void sum_taps(const Band& band, const T* const* taps, T* out) {
   switch (band.length) {
-    case 1: return sum_runs<kTaps, 1>(band, taps, out);
-    case 2: return sum_runs<kTaps, 2>(band, taps, out);
-    case 3: return sum_runs<kTaps, 3>(band, taps, out);
-    case 4: return sum_runs<kTaps, 4>(band, taps, out);
-    case 6: return sum_runs<kTaps, 6>(band, taps, out);
-    case 8: return sum_runs<kTaps, 8>(band, taps, out);
-    default: return sum_runs<kTaps, 0>(band, taps, out);
+    case 1: return sum_short_runs<kTaps, 1, 1>(band, taps, out);
+    case 2: return sum_short_runs<kTaps, 2, 2>(band, taps, out);
+    case 3: return sum_short_runs<kTaps, 3, 4>(band, taps, out);
+    case 4: return sum_short_runs<kTaps, 4, 4>(band, taps, out);
+    case 6: return sum_short_runs<kTaps, 6, 8>(band, taps, out);
+    case 8: return sum_short_runs<kTaps, 8, 8>(band, taps, out);
+    default: return sum_long_runs<kTaps>(band, taps, out);
   }
 }
 

@@ -26,8 +26,8 @@ from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
 
 TYPES = {torch.float32: 0, torch.float64: 1}  # as MaskedActType in csrc/masked_act.h
 NONE, RELU, LEAKY_RELU, TANH, SIGMOID, SILU, GELU = range(7)  # as NormActKind in csrc/norm_act.h
-CHUNK = 4 << 20  # bytes of columns that are worth a product: they stay in a last-level cache
-CHUNK_ROWS = 256  # or so many rows, where the weight is what takes long to read
+# Bytes of columns at a time. The least stays in second-level caches; larger weights want more rows per read of them.
+LEAST_CHUNK, LARGEST_CHUNK, WEIGHTS_PER_CHUNK = 2 << 20, 16 << 20, 4
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,8 @@ def _backward(
 def _chunks(fold: _Fold, rows: Tensor, matrix: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Samples, their rows of the matrix, and memory for their columns, which is the same for all of them."""
     pixels = len(rows) // fold.samples
-    size = min(max(CHUNK // (pixels * matrix.shape[1] * rows.itemsize), -(-CHUNK_ROWS // pixels), 1), fold.samples)
+    chunk = min(max(WEIGHTS_PER_CHUNK * matrix.nbytes, LEAST_CHUNK), LARGEST_CHUNK)
+    size = min(max(chunk // (pixels * matrix.shape[1] * rows.itemsize), 1), fold.samples)
     memory = rows.new_empty(size * pixels, matrix.shape[1])
     for begin in range(0, fold.samples, size):
         end = min(begin + size, fold.samples)
