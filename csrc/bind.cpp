@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -10,6 +11,7 @@
 #include "adam_ema.h"
 #include "counter_noise.h"
 #include "device.h"
+#include "fold.h"
 #include "masked_act.h"
 #include "norm_act.h"
 
@@ -67,6 +69,16 @@ AdamEmaCall adam_ema_call(Addresses params, Addresses grads, Addresses exp_avgs,
 CounterNoise counter_noise(uint64_t seed, uint32_t stream, Address index, int64_t samples, int64_t elements,
                            int64_t high, Address out) {
   return {seed, stream, at<const int64_t>(index), samples, elements, high, at<void>(out)};
+}
+
+// ---- fold
+
+// Everything twice: rows and columns. Sizes: small, large, kernel, stride, padding, dilation.
+Fold fold(int64_t samples, int64_t channels, const std::array<std::array<int64_t, 2>, 6>& sizes) {
+  Fold fold = {samples, channels, {}, {}, {}, {}, {}, {}};
+  int64_t* fields[6] = {fold.small, fold.large, fold.kernel, fold.stride, fold.padding, fold.dilation};
+  for (int i = 0; i < 6; ++i) std::copy(sizes[i].begin(), sizes[i].end(), fields[i]);
+  return fold;
 }
 
 // ---- masked_act
@@ -161,6 +173,35 @@ PYBIND11_MODULE(_C, m) {
         fastgan_counter_noise_cpu(&noise, CounterNoiseKind(kind), threads);
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("noise"), py::arg("kind"), py::arg("threads"));
+
+  py::class_<Fold>(m, "Fold")
+      .def(py::init(&fold), py::arg("samples"), py::arg("channels"), py::arg("sizes"))
+      .def_property_readonly("parts", [](const Fold& fold) { return fastgan_fold_parts(&fold); });
+  m.def(
+      "fold_cpu",
+      [](const Fold& fold, int type, Address columns, Address bias, int act, double slope, Address y, Address parts,
+         int threads) {
+        const FoldAct then = {at<const void>(bias), NormActKind(act), slope};
+        fastgan_fold_cpu(&fold, &then, NormActType(type), at<const void>(columns), at<void>(y), at<double>(parts),
+                         threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("fold"), py::arg("type"), py::arg("columns"), py::arg("bias"),
+      py::arg("act"), py::arg("slope"), py::arg("y"), py::arg("parts"), py::arg("threads"));
+  m.def(
+      "fold_stats_cpu",
+      [](const Fold& fold, Address parts, Address mean, Address var) {
+        fastgan_fold_stats_cpu(&fold, at<const double>(parts), at<double>(mean), at<double>(var));
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("fold"), py::arg("parts"), py::arg("mean"), py::arg("var"));
+  m.def(
+      "unfold_cpu",
+      [](const Fold& fold, int type, Address grad, Address a, int act, double slope, Address columns, int threads) {
+        const FoldAct then = {nullptr, NormActKind(act), slope};
+        fastgan_unfold_cpu(&fold, &then, NormActType(type), at<const void>(grad), at<const void>(a),
+                           at<void>(columns), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("fold"), py::arg("type"), py::arg("grad"), py::arg("a"),
+      py::arg("act"), py::arg("slope"), py::arg("columns"), py::arg("threads"));
 
   py::class_<MaskedAct>(m, "MaskedAct")
       .def(py::init(&masked_act), py::arg("addresses"), py::arg("sizes"), py::arg("slope"));
