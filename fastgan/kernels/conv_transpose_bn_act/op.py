@@ -147,7 +147,7 @@ def _fake_backward(grad: Tensor, y: Tensor | None, needs: list[bool], *arguments
             dscale = torch.empty_like(none)
     else:
         dx, dscale = torch.empty_like(none), torch.empty_like(none)
-    dweight = torch.empty_like(a.weight, memory_format=torch.channels_last) if needs[1] else torch.empty_like(none)
+    dweight = torch.empty_like(a.weight) if needs[1] else torch.empty_like(none)
     dbias = a.x.new_empty(a.weight.shape[1] * a.groups) if needs[2] else torch.empty_like(none)
     return dx, dscale, dshift, dweight, dbias
 

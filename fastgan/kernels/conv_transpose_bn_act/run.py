@@ -10,6 +10,7 @@ from fastgan.kernels.activations import activate, slope_from_output
 from fastgan.kernels.batch_norm_act import Norm, native, reference_stats
 from fastgan.kernels.batch_norm_act.op import native_backward
 from fastgan.kernels.batch_norm_act.reference import arithmetic_type, reference, reference_backward
+from fastgan.kernels.conv_transpose_bn_act import columns
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
 
 aten = torch.ops.aten
@@ -27,10 +28,13 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y channels-last; mean and var of y, or None."""
     a = prologue(channels_last(x), norm)
+    if _by_columns(x, weight, geometry):
+        return columns.forward(a, weight, bias, geometry, act_out, slope_out, want_stats)
     g = geometry
     y = aten.convolution(
         a, channels_last(weight), bias, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups
     )
+    del a
     y = channels_last(y)
     if want_stats:
         return y, *(native.stats(y) if _ours(x) else reference_stats(y))
@@ -53,14 +57,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dnorm_weight, dnorm_bias, dweight, dbias; empty where not needed. y: given where there is an act_out."""
     x, grad = channels_last(x), channels_last(grad)
-    if y is not None and act_out:
-        grad = through_activation(grad, y, act_out, slope_out)
-    g = geometry
     a = prologue(x, norm) if needs[1] else x
-    sizes = [weight.shape[1] * g.groups] if needs[2] else None
-    da, dweight, dbias = aten.convolution_backward(
-        grad, a, channels_last(weight), sizes, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups, needs
-    )
+    da, dweight, dbias = _backward(grad, y, needs, a, weight, geometry, act_out, slope_out)
     del a
     dscale = dshift = None
     if needs[0] and not norm.is_identity:
@@ -73,11 +71,44 @@ def backward(
         None if da is None else channels_last(da),
         dscale,
         dshift,
-        None if dweight is None else channels_last(dweight),
+        None if dweight is None else _like(dweight, weight),
         dbias,
     )
     dx, dscale, dshift, dweight, dbias = (x.new_empty(0) if t is None else t for t in made)
     return dx, dscale, dshift, dweight, dbias
+
+
+def _backward(
+    grad: Tensor,
+    y: Tensor | None,
+    needs: list[bool],
+    a: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    act_out: int,
+    slope_out: float,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """da, dweight, dbias: of the transposed convolution and the activation behind it."""
+    if _by_columns(a, weight, geometry):
+        wanted = needs[0], needs[1], needs[2]
+        return columns.backward(grad, a, weight, y, geometry, act_out, slope_out, wanted)
+    if y is not None and act_out:
+        grad = through_activation(grad, y, act_out, slope_out)
+    g = geometry
+    made: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.convolution_backward(
+        grad,
+        a,
+        channels_last(weight),
+        [weight.shape[1] * g.groups],
+        g.stride,
+        g.padding,
+        g.dilation,
+        True,
+        g.output_padding,
+        g.groups,
+        needs,
+    )
+    return made
 
 
 def through_activation(grad: Tensor, y: Tensor, act: int, slope: float) -> Tensor:
@@ -98,6 +129,20 @@ def prologue(x: Tensor, norm: Norm) -> Tensor:
 
 def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _like(dweight: Tensor, weight: Tensor) -> Tensor:
+    """dweight in the memory format of the weight, as autograd wants to have it."""
+    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return channels_last(dweight) if last else dweight.contiguous()
+
+
+def _by_columns(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    return (
+        x.device.type == "cpu"
+        and choose("conv_transpose_bn_act", x.device).native
+        and columns.worth_it(x.shape, weight.shape, geometry, x.dtype)
+    )
 
 
 def _ours(x: Tensor) -> bool:
