@@ -111,7 +111,10 @@ FASTGAN_HD float tanh_of(float x) {
   return bit_cast<float>(bit_cast<uint32_t>(minus_one / (minus_one + 2.0f)) | sign);
 }
 
-FASTGAN_HD float sigmoid_of(float x) { return 1.0f / (1.0f + exp_of(-x)); }
+FASTGAN_HD float sigmoid_of(float x) {
+  const float a = 1.0f / (1.0f + exp_of(-x));
+  return x < -88.3f ? 0.0f : a;
+}
 
 // Distribution function and density of the standard normal distribution. With x = |z| / sqrt 2 and t = 1 / (1 + x / 2),
 // erfc(x) = exp(-x^2) t Q(t), where Q is the polynomial that fits erfcx(x) / t on t in [0.115, 1] to 4e-9.
@@ -121,8 +124,9 @@ struct Normal {
 };
 
 FASTGAN_HD Normal<float> normal_of(float z) {
-  const float bounded = z > 14.0f ? 14.0f : (z < -14.0f ? -14.0f : z);  // beyond, both are 0 or 1 in float
-  const float x = (bounded < 0.0f ? -bounded : bounded) * 0.707106781f, t = 1.0f / (1.0f + 0.5f * x);
+  const float y = bit_cast<float>(bit_cast<uint32_t>(z) & 0x7FFFFFFFu);
+  const float bounded = y > 14.0f ? 14.0f : y;
+  const float t = 1.0f / (1.0f + 0.353553391f * bounded);
   float q = 0.0398758892f;
   q = q * t - 0.215707895f;
   q = q * t + 0.446243260f;
@@ -134,8 +138,9 @@ FASTGAN_HD Normal<float> normal_of(float z) {
   q = q * t + 0.246366350f;
   q = q * t + 0.282137156f;
   q = q * t + 0.282093289f;
-  const float bell = exp_of(-0.5f * (bounded * bounded)), tail = 0.5f * (bell * (t * q));
-  return {bounded < 0.0f ? tail : 1.0f - tail, 0.398942280f * bell};
+  const float bell = y > 14.0f ? 0.0f : exp_of(-0.5f * (bounded * bounded));  // beyond 14, below is 0 or 1 in float
+  const float tail = 0.5f * (bell * (t * q));
+  return {z < 0.0f ? tail : 1.0f - tail, 0.398942280f * bell};
 }
 
 FASTGAN_HD double tanh_of(double x) { return tanh(x); }

@@ -77,31 +77,34 @@ FASTGAN_HD void input_rows(const Piece<C>& piece, const Factors<C>& factors) {
   }
 }
 
-// ---- sums: the element's two summands come from `term(index of its factors, row, column, first&, second&)`
+// ---- sums: the two summands of an element come from `term(index of its factors, row, column, first&, second&)`
+
+// Element i of `from` is added to lane i % kLanes. In vectors of the compiler: of a loop over lanes it makes a transpose.
+template <typename C>
+FASTGAN_HD void add_to_lanes(const C* from, int64_t n, C* lanes) {
+  typedef C Lanes __attribute__((vector_size(kLanes * sizeof(C))));
+  Lanes sum, more;
+  memcpy(&sum, lanes, sizeof(sum));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    memcpy(&more, from + i, sizeof(more));
+    sum += more;
+  }
+  memcpy(lanes, &sum, sizeof(sum));
+}
 
 template <typename C, typename Term>
 FASTGAN_HD void sum_in_lanes(int64_t rows, int64_t n, const Sums<C>& sums, Term term) {
+  constexpr int64_t kBlock = 16 * kLanes;
+  alignas(64) C first[kBlock], second[kBlock];
   for (int64_t r = 0; r < rows; ++r) {
-    C first[kLanes], second[kLanes];
-    for (int64_t j = 0; j < kLanes; ++j) first[j] = sums.first[r * kLanes + j];
-    for (int64_t j = 0; j < kLanes; ++j) second[j] = sums.second[r * kLanes + j];
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      for (int64_t j = 0; j < kLanes; ++j) {
-        C a, b;
-        term(r, r, i + j, a, b);
-        first[j] += a;
-        second[j] += b;
-      }
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t count = std::min(kBlock, n - begin), full = (count + kLanes - 1) / kLanes * kLanes;
+      FASTGAN_IVDEP
+      for (int64_t i = 0; i < count; ++i) term(r, r, begin + i, first[i], second[i]);
+      for (int64_t i = count; i < full; ++i) first[i] = second[i] = C(0);
+      add_to_lanes(first, full, sums.first + r * kLanes);
+      add_to_lanes(second, full, sums.second + r * kLanes);
     }
-    for (int64_t j = 0; i + j < n; ++j) {
-      C a, b;
-      term(r, r, i + j, a, b);
-      first[j] += a;
-      second[j] += b;
-    }
-    for (int64_t j = 0; j < kLanes; ++j) sums.first[r * kLanes + j] = first[j];
-    for (int64_t j = 0; j < kLanes; ++j) sums.second[r * kLanes + j] = second[j];
   }
 }
 
@@ -122,10 +125,11 @@ FASTGAN_HD void sum_rows(int64_t row, int64_t n, const Sums<C>& sums, Term term)
   }
 }
 
+// `light`: what a term computes is less than what it reads.
 template <typename C, typename Term>
-FASTGAN_HD void sum_in_columns(int64_t rows, int64_t n, const Sums<C>& sums, Term term) {
+FASTGAN_HD void sum_in_columns(int64_t rows, int64_t n, const Sums<C>& sums, bool light, Term term) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) sum_rows<4>(r, n, sums, term);
+  for (; light && r + 4 <= rows; r += 4) sum_rows<4>(r, n, sums, term);
   for (; r < rows; ++r) sum_rows<1>(r, n, sums, term);
 }
 
@@ -138,7 +142,7 @@ FASTGAN_HD void moments_rows(const Piece<C>& p, const Factors<C>& f, const Sums<
     first = x[r * stride + i] - center[k];
     second = first * first;
   };
-  kPerRow ? sum_in_lanes(p.rows, p.n, sums, term) : sum_in_columns(p.rows, p.n, sums, term);
+  kPerRow ? sum_in_lanes(p.rows, p.n, sums, term) : sum_in_columns(p.rows, p.n, sums, true, term);
 }
 
 // dz and dz (x - center)
@@ -152,7 +156,8 @@ FASTGAN_HD void gradients_rows(const Piece<C>& p, const Factors<C>& factors, con
     first = norm_act_grad<kAct>(grad[r * stride + i], d * f.scale[k] + f.shift[k], f.slope);
     second = first * d;
   };
-  kPerRow ? sum_in_lanes(p.rows, p.n, sums, term) : sum_in_columns(p.rows, p.n, sums, term);
+  constexpr bool kLight = kAct <= NormActKind::kLeakyRelu;
+  kPerRow ? sum_in_lanes(p.rows, p.n, sums, term) : sum_in_columns(p.rows, p.n, sums, kLight, term);
 }
 
 // ---- one function per loop and type of the arithmetic, in which everything above is inlined
