@@ -385,8 +385,8 @@ void fastgan_fold_stats_cpu(const Fold* f, const double* parts, double* mean, do
     return double(part % per_sample + 1 < per_sample ? full : all - (per_sample - 1) * full);
   };
   const double total = double(f->samples) * double(all);
-  std::fill_n(mean, c, 0.0);
-  std::fill_n(var, c, 0.0);
+  std::fill_n(mean, c, total > 0 ? 0.0 : NAN);
+  std::fill_n(var, c, total > 0 ? 0.0 : NAN);
   for (int64_t p = 0; p < count; ++p)
     for (int64_t i = 0; i < c; ++i) mean[i] += pixels(p) / total * parts[p * 2 * c + i];
   for (int64_t p = 0; p < count; ++p) {
