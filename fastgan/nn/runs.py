@@ -85,7 +85,9 @@ class Chain:
 
     @property
     def worth_it(self) -> bool:
-        return any(step.conv for step in self.steps) or bool(self.steps[0].norm and self.steps[0].act != "none")
+        """Whether there is something to join: two layers or more."""
+        parts = [bool(step.conv) + bool(step.norm) + (step.act != "none") for step in self.steps]
+        return sum(parts) > 1
 
 
 @dataclass
@@ -334,6 +336,8 @@ class _Finder:
     def _default_reason(self, module: nn.Module) -> str:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             return "no known activation behind it, no transposed convolution before it"
+        if isinstance(module, _ConvTransposeNd):
+            return "no batch normalisation or known activation next to it"
         return "not batch normalisation"
 
 

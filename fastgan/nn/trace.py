@@ -131,12 +131,12 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_layer(m) or super().is_leaf_module(m, module_qualified_name):
+            return True
         if why := self.refused.get(m) or _opaque(m):
             self.leaves[m] = why
             return True
-        if is_layer(m):
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
+        return False
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._calls.append(m)
@@ -163,7 +163,7 @@ def _opaque(module: nn.Module) -> str:
         return "a TorchScript module"
     if "forward" in module.__dict__:
         return "its forward was replaced on the object"
-    if has_hooks(module) and not is_layer(module):
+    if has_hooks(module):
         return "it has hooks"
     return ""
 
@@ -174,6 +174,8 @@ def _modes() -> tuple[Any, ...]:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, fx.proxy.TraceError) and "control flow" in str(error):
+        return "its forward branches on its input"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
