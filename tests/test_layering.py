@@ -28,6 +28,7 @@ BELOW: dict[str, set[str]] = {
     "step": {"contract", "gans", "optim", "schedule"},
     "gans": {"contract", "losses", "models", "penalty", "schedule"},
     "models": {"contract", "nn"},
+    "nn": {"kernels"},
     "penalty": {"sweep"},
     "sweep": {"kernels"},
     "losses": set(),

@@ -1,0 +1,12 @@
+from fastgan.nn.fuse import Record, fuse, fused
+from fastgan.nn.modules import BatchNormAct2d, BiasAct, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
+
+__all__ = [
+    "BatchNormAct2d",
+    "BiasAct",
+    "ConvTransposeBatchNormAct1d",
+    "ConvTransposeBatchNormAct2d",
+    "Record",
+    "fuse",
+    "fused",
+]
