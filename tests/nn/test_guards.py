@@ -228,7 +228,9 @@ def without_gradient(m: Any, y: Tensor) -> Tensor:
 
 def in_half(m: Any, y: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        return F.conv2d(y.float(), m.second[0].weight.float().transpose(0, 1)[:4, :, :1, :1].expand(4, 4, 1, 1)).double()
+        return F.conv2d(
+            y.float(), m.second[0].weight.float().transpose(0, 1)[:4, :, :1, :1].expand(4, 4, 1, 1)
+        ).double()
 
 
 def by_type(m: Any, y: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def backward(
     da, dweight, dbias = _backward(grad, y, needs, a, weight, geometry, act_out, slope_out)
     del a
     dscale = dshift = None
-    if needs[0] and not norm.is_identity:
+    if da is not None and not norm.is_identity:
         if _ours(x):
             da = channels_last(da)
             da, dscale, dshift = native_backward(da, x, norm, da)
