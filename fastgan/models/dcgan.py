@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError, suggest
 from fastgan.models.sizes import at_least_one, levels
+from fastgan.nn import fuse
 
 GENERATOR_NORMS = ("batch", "none")
 CRITIC_NORMS = ("batch", "none", "spectral")
@@ -58,12 +59,12 @@ class DCGAN:
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S] in (-1, 1). FastganError for sizes that are not 16, 32, ..., 512."""
         widths = self._widths(image, self.generator_width)
-        return Generator(latent, widths, image.channels, norm=self.generator_norm)
+        return fuse(Generator(latent, widths, image.channels, norm=self.generator_norm))
 
     def critic(self, image: ImageShape) -> nn.Module:
         """x [N, C, S, S] -> logits [N]. FastganError for sizes that are not 16, 32, ..., 512."""
         widths = self._widths(image, self.critic_width)
-        return Critic(image.channels, widths[::-1], norm=self.critic_norm)
+        return fuse(Critic(image.channels, widths[::-1], norm=self.critic_norm))
 
     def _widths(self, image: ImageShape, width: int) -> list[int]:
         """Channels at 4x4, 8x8, ..., S/2."""

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
 from fastgan.models.sizes import at_least_one, levels
+from fastgan.nn import fuse
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Dense:
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S] in (-1, 1). FastganError for sizes that are not 16, 32 or 64."""
         levels("Dense", image, 16, 64)
-        return Generator(latent, self.generator_layers, self.generator_width, image)
+        return fuse(Generator(latent, self.generator_layers, self.generator_width, image))
 
     def critic(self, image: ImageShape) -> nn.Module:
         """x [N, C, S, S] -> logits [N]. FastganError for sizes that are not 16, 32 or 64."""

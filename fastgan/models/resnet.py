@@ -27,6 +27,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from fastgan.contract import ImageShape
 from fastgan.models.sizes import at_least_one, levels
+from fastgan.nn import fuse
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
@@ -57,7 +58,7 @@ class ResNet:
         """z [N, latent] -> [N, C, S, S] in (-1, 1). FastganError for sizes but 32, 64, 128, 256."""
         sizes = levels("ResNet", image, 32, 256)
         widths = [min(self.generator_width * image.size // s, self.generator_max_width) for s in sizes[1:]]
-        return Generator(latent, [widths[0], *widths], image.channels)
+        return fuse(Generator(latent, [widths[0], *widths], image.channels))
 
     def critic(self, image: ImageShape) -> nn.Module:
         """x [N, C, S, S] -> logits [N]. FastganError for sizes but 32, 64, 128, 256."""
@@ -82,7 +83,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         start: Tensor = self.start(z)
-        x = self.blocks(start.view(len(z), 4, 4, -1).permute(0, 3, 1, 2))  # channels-last strides, no copy
+        x = self.blocks(start.view(z.shape[0], 4, 4, -1).permute(0, 3, 1, 2))  # channels-last strides, no copy
         return torch.tanh(self.to_image(relu(self.norm(x), inplace=True)))
 
 
