@@ -1,13 +1,7 @@
 #include <limits>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "convert.h"
-#include "norm_act_grid.h"
-#include "norm_act_loops.h"
+#include "norm_act_parts.h"
 
 namespace {
 
@@ -15,120 +9,9 @@ using namespace fastgan;
 
 constexpr int64_t kGrain = 32768;      // elements that are worth a thread
 constexpr int64_t kCached = 512 << 10;  // bytes that stay in a core's own cache from one pass to the next
-constexpr int64_t kSamples = 4;        // by kSamples, the elements of which the mean is a first guess of a tile's
-
-// ---- threads
-
-// Calls f(item, scratch) for all items, each thread for a range of them, where `again` says last to first: of what the
-// pass before has seen the end is still in the cache.
-template <typename Scratch, typename F>
-void parallel(int64_t items, int threads, bool again, F f) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    int64_t thread = 0, count = 1;
-#ifdef _OPENMP
-    thread = omp_get_thread_num(), count = omp_get_num_threads();
-#endif
-    Scratch scratch;
-    const int64_t begin = items * thread / count, end = items * (thread + 1) / count;
-    for (int64_t i = begin; i < end; ++i) f(again ? begin + end - 1 - i : i, scratch);
-  }
-}
-
-template <typename C>
-struct Scratch {
-  alignas(64) C x[kBuffer], grad[kBuffer], out[kBuffer];
-  alignas(64) C first[kGroup], second[kGroup], shift[kGroup];
-  alignas(64) double sum_first[kGroup], sum_second[kGroup], sum_shift[kGroup];
-};
-
-// ---- pieces of tensors of type T as pieces in the type of the arithmetic, C
-
-template <typename T, typename C>
-const C* read(const T* from, int64_t rows, int64_t n, int64_t stride, C* buffer) {
-  if (stride == n) n *= rows, rows = 1;
-  for (int64_t r = 0; r < rows; ++r) convert(from + r * stride, n, buffer + r * n, SimdLevel::kAvx512);
-  return buffer;
-}
-
-template <typename T, typename C>
-void write(const C* buffer, int64_t rows, int64_t n, int64_t stride, T* to) {
-  if (stride == n) n *= rows, rows = 1;
-  for (int64_t r = 0; r < rows; ++r) convert(buffer + r * n, n, to + r * stride, SimdLevel::kAvx512);
-}
-
-// A tensor of a call, its gradient and its result, where there are any.
-template <typename T>
-struct Tensors {
-  const T *x, *grad;
-  T* out;
-
-  // Calls f(piece) for every piece of group g of tile t.
-  template <typename C, typename F>
-  void pieces(const Grid& grid, const Grid::Tile& t, int64_t g, Scratch<C>& scratch, F f) const {
-    constexpr bool kConverts = sizeof(T) != sizeof(C);
-    grid.pieces(t, g, kConverts, [&](int64_t offset, int64_t rows, int64_t n, int64_t stride) {
-      if constexpr (kConverts) {
-        Piece<C> piece = {nullptr, nullptr, out ? scratch.out : nullptr, rows, n, n};
-        piece.x = read(x + offset, rows, n, stride, scratch.x);
-        if (grad) piece.grad = read(grad + offset, rows, n, stride, scratch.grad);
-        f(piece);
-        if (out) write(scratch.out, rows, n, stride, out + offset);
-      } else {
-        f(Piece<C>{x + offset, grad ? grad + offset : nullptr, out ? out + offset : nullptr, rows, n, stride});
-      }
-    });
-  }
-};
-
-// ---- factors of every channel, or of every column
-
-template <typename C>
-class Coefficients {
- public:
-  Coefficients(const NormAct& norm, const Grid& grid)
-      : norm_(norm), grid_(grid), values_(size_t(5 * grid.width), C(0)) {}
-
-  // Sets those of channels [begin, end); without sums, the statistics are constants.
-  void set(int64_t begin, int64_t end, const double* sums = nullptr, double count = 1) {
-    const int64_t width = grid_.width;
-    for (int64_t c = begin; c < end; ++c) {
-      const NormActChannel<C> channel(norm_, c);
-      const NormActInput<C> input(channel, sums ? sums[c] : 0.0, sums ? sums[norm_.channels + c] : 0.0, count);
-      grid_.factors(c, [&](int64_t i) {
-        values_[i] = channel.center;
-        values_[width + i] = channel.scale;
-        values_[2 * width + i] = channel.shift;
-        values_[3 * width + i] = input.slope;
-        values_[4 * width + i] = input.offset;
-      });
-    }
-  }
-
-  Factors<C> from(int64_t i) const {
-    const C* v = values_.data() + i;
-    const int64_t width = grid_.width;
-    return {v, v + width, v + 2 * width, v + 3 * width, v + 4 * width, norm_.act, C(norm_.slope), grid_.per_row};
-  }
-
- private:
-  const NormAct& norm_;
-  const Grid& grid_;
-  std::vector<C> values_;
-};
+constexpr double kBadGuess = 64;       // mean square of (guess - mean), in variances, that asks for a better guess
 
 // ---- two sums per factor, of every chunk and in the end of all
-
-// The parts of a row's sums, added up.
-template <typename C>
-void add_lanes(const Grid& grid, int64_t n, const C* from, double* to) {
-  for (int64_t i = 0; i < n; ++i) {
-    double sum = 0;
-    if (!grid.per_row) sum = double(from[i]);
-    else for (int64_t j = 0; j < kLanes; ++j) sum += double(from[i * kLanes + j]);
-    to[i] = sum;
-  }
-}
 
 // first[c, i] and second[c, i] of chunk c and factor i, and their totals at the end.
 class Partials {
@@ -145,30 +28,46 @@ class Partials {
   std::vector<double> values_;
 };
 
-// A guess of the mean of every factor of group g in tile t. With the mean of m of n elements, sum (x - guess)^2 is at
-// most n / m + 1 times what it is with the mean of all (Cauchy-Schwarz), whatever the elements are.
+// A first guess of the means of group g in tile t: that of the first elements, which are in one line of the cache.
 template <typename T, typename C>
-void guess_means(const Grid& grid, const Grid::Tile& t, int64_t g, const Tensors<T>& tensors, Scratch<C>& scratch) {
+void guess_means(const Grid& grid, const Grid::Tile& t, int64_t g, const T* x, C* means) {
   const int64_t begin = grid.group_begin(g), n = grid.group_end(g, t) - begin;
-  const int64_t rows = std::min<int64_t>(t.count, 2 * kSamples), columns = std::min(t.end - t.begin, kSamples);
-  std::fill_n(scratch.shift, n, C(0));
-  for (int64_t s = 0; s < rows; ++s) {
-    const int64_t row = t.first + s * t.count / rows;
-    if (!grid.per_row) {
-      const C* x = scratch.x;
-      const T* from = tensors.x + row * grid.width + begin;
-      if constexpr (sizeof(T) == sizeof(C)) x = from;
-      else read(from, 1, n, n, scratch.x);
-      for (int64_t i = 0; i < n; ++i) scratch.shift[i] += x[i];
-      continue;
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      const T* x = tensors.x + (row * grid.channels + begin + i) * grid.inner + t.begin;
-      for (int64_t k = 0; k < columns; ++k) scratch.shift[i] += C(x[k * (t.end - t.begin) / columns]);
-    }
+  if (!grid.per_row) {
+    x += t.first * grid.width + begin;
+    for (int64_t i = 0; i < n; ++i) means[i] = C(x[i]);
+    return;
   }
-  const C count = C(grid.per_row ? rows * columns : rows);
-  for (int64_t i = 0; i < n; ++i) scratch.shift[i] /= count;
+  const int64_t samples = std::min(t.end - t.begin, kLanes);
+  for (int64_t i = 0; i < n; ++i) {
+    const T* first = x + (t.first * grid.channels + begin + i) * grid.inner + t.begin;
+    C sum = 0;
+    for (int64_t k = 0; k < samples; ++k) sum += C(first[k]);
+    means[i] = sum / C(samples);
+  }
+}
+
+// Sums of d = x - scratch.shift and of d^2 of group g in one tile, in double.
+template <typename T, typename C>
+void tile_moments(const Grid& grid, const Grid::Tile& tile, int64_t g, int64_t n, const Tensors<T>& tensors,
+                  Scratch<C>& scratch) {
+  scratch.clear(grid.per_row ? n * kLanes : n);
+  Factors<C> factors = {};
+  factors.center = scratch.shift;
+  factors.per_row = grid.per_row;
+  tensors.pieces(grid, tile, g, scratch,
+                 [&](const Piece<C>& p) { add_moments(p, factors, {scratch.first, scratch.second}); });
+  scratch.add_up(grid.per_row, n);
+}
+
+// Whether some guess was so far off that the sum of squares lost digits to it.
+template <typename C>
+bool guessed_badly(int64_t n, double count, const Scratch<C>& scratch) {
+  bool bad = false;
+  for (int64_t i = 0; i < n; ++i) {
+    const double s = scratch.sum_first[i], by_guess = s * s / count;
+    bad |= by_guess > kBadGuess * (scratch.sum_second[i] - by_guess);
+  }
+  return bad;
 }
 
 // Mean and sum of squared differences of group g in one chunk.
@@ -181,19 +80,14 @@ void chunk_moments(const Grid& grid, int64_t chunk, int64_t g, const Tensors<T>&
     const Grid::Tile tile = grid.tile(i);
     const int64_t n = grid.group_end(g, tile) - begin;
     if (n <= 0) continue;
-    guess_means(grid, tile, g, tensors, scratch);
-    const int64_t lanes = grid.per_row ? n * kLanes : n;
-    std::fill_n(scratch.first, lanes, C(0));
-    std::fill_n(scratch.second, lanes, C(0));
-    Factors<C> factors = {};
-    factors.center = scratch.shift;
-    factors.per_row = grid.per_row;
-    tensors.pieces(grid, tile, g, scratch,
-                   [&](const Piece<C>& p) { add_moments(p, factors, {scratch.first, scratch.second}); });
-    add_lanes(grid, n, scratch.first, scratch.sum_first);
-    add_lanes(grid, n, scratch.second, scratch.sum_second);
-    std::copy_n(scratch.shift, n, scratch.sum_shift);
     const double more = double(grid.shared(tile));
+    guess_means(grid, tile, g, tensors.x, scratch.shift);
+    tile_moments(grid, tile, g, n, tensors, scratch);
+    if (guessed_badly(n, more, scratch)) {
+      for (int64_t j = 0; j < n; ++j) scratch.shift[j] = C(double(scratch.shift[j]) + scratch.sum_first[j] / more);
+      tile_moments(grid, tile, g, n, tensors, scratch);
+    }
+    std::copy_n(scratch.shift, n, scratch.sum_shift);
     merge_moments(n, partials.first(chunk) + begin, partials.second(chunk) + begin, count, scratch.sum_shift,
                   scratch.sum_first, scratch.sum_second, more);
     count += more;
@@ -242,13 +136,10 @@ void chunk_gradients(const Grid& grid, int64_t chunk, int64_t g, const Tensors<T
     const Grid::Tile tile = grid.tile(i);
     const int64_t n = grid.group_end(g, tile) - begin;
     if (n <= 0) continue;
-    const int64_t lanes = grid.per_row ? n * kLanes : n;
-    std::fill_n(scratch.first, lanes, C(0));
-    std::fill_n(scratch.second, lanes, C(0));
+    scratch.clear(grid.per_row ? n * kLanes : n);
     tensors.pieces(grid, tile, g, scratch,
                    [&](const Piece<C>& p) { add_gradients(p, factors, {scratch.first, scratch.second}); });
-    add_lanes(grid, n, scratch.first, scratch.sum_first);
-    add_lanes(grid, n, scratch.second, scratch.sum_second);
+    scratch.add_up(grid.per_row, n);
     for (int64_t j = 0; j < n; ++j) partials.first(chunk)[begin + j] += scratch.sum_first[j];
     for (int64_t j = 0; j < n; ++j) partials.second(chunk)[begin + j] += scratch.sum_second[j];
   }
