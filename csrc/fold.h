@@ -29,8 +29,8 @@ struct FoldAct {
 
 extern "C" {
 
-// `type`: float or double, of columns and y. y may be the columns, which it then has to be anyway: nothing is summed. Where `parts` is not null, the statistics of a go there:
-// [fastgan_fold_parts(fold), 2, channels].
+// `type`: float or double, of columns and y. Where columns and y are the same memory, columns already are what they sum
+// up to. Where `parts` is not null, the statistics of a go there: [fastgan_fold_parts(fold), 2, channels].
 void fastgan_fold_cpu(const fastgan::Fold* fold, const fastgan::FoldAct* act, fastgan::NormActType type,
                       const void* columns, void* y, double* parts, int threads);
 

@@ -32,11 +32,11 @@ struct Axis {
   }
 };
 
-// `count` runs of `length` elements of an output row, the first at `out`, the next `step` further. Each is the sum of
-// runs of columns: the first ones at `taps`, from the first column of that row of the input and of the kernel; the
-// next ones `tap_step` further.
+// `count` runs of `length` elements of an output row, one after the other, the first at `out`. Each is the sum of runs
+// of columns: the first ones at `taps`, from the first column of that row of the input and of the kernel; the next ones
+// `tap_step` further.
 struct Band {
-  int64_t out, length, count, step, tap_step;
+  int64_t out, length, count, tap_step;
   std::vector<int64_t> taps;
 
   bool continues_with(const Band& next, int64_t distance) const {
@@ -53,7 +53,7 @@ std::vector<Band> bands_of(const Fold& f) {
   const int64_t c = f.channels, pixel = f.kernel[0] * f.kernel[1] * c;
   std::vector<Band> runs, bands;
   for (int64_t o = 0; o < f.large[1]; ++o) {
-    Band one = {o * c, c, 1, 0, 0, {}};
+    Band one = {o * c, c, 1, 0, {}};
     for (int64_t p = axis.begin[o]; p < axis.begin[o + 1]; ++p)
       one.taps.push_back(axis.pairs[p].index * pixel + axis.pairs[p].tap * c);
     Band shorter = one;  // as if it were of the length of the run before it
@@ -66,14 +66,12 @@ std::vector<Band> bands_of(const Fold& f) {
   for (const Band& run : runs) {
     Band* last = bands.empty() ? nullptr : &bands.back();
     const int64_t distance = last && !run.taps.empty() && !last->taps.empty() ? run.taps[0] - last->taps[0] : 0;
-    if (last && last->count == 1 && last->continues_with(run, distance)) {
-      last->count = 2, last->step = run.out - last->out, last->tap_step = distance;
-    } else if (last && last->continues_with(run, last->count * last->tap_step) &&
-               run.out == last->out + last->count * last->step) {
+    if (last && last->count == 1 && last->continues_with(run, distance))
+      last->count = 2, last->tap_step = distance;
+    else if (last && last->continues_with(run, last->count * last->tap_step))
       ++last->count;
-    } else {
+    else
       bands.push_back(run);
-    }
   }
   return bands;
 }
@@ -91,13 +89,13 @@ FASTGAN_HD void sum_short(const T* const* taps, int64_t from, T* out) {
 }
 
 // Runs of kLength, where that is less than a register holds: all but the last are summed with the elements after them,
-// kWide in all, which the next run overwrites.
+// kWide in all, which the next run overwrites; where columns go on that far.
 template <int kTaps, int64_t kLength, int64_t kWide, typename T>
 FASTGAN_HD void sum_short_runs(const Band& band, const T* const* taps, T* out) {
-  const int64_t tap_step = band.tap_step, step = band.step, wide = tap_step >= kWide - kLength ? band.count - 1 : 0;
+  const int64_t tap_step = band.tap_step, wide = tap_step >= kWide - kLength ? band.count - 1 : 0;
   int64_t r = 0;
-  for (; r < wide; ++r) sum_short<kTaps, kWide>(taps, r * tap_step, out + r * step);
-  for (; r < band.count; ++r) sum_short<kTaps, kLength>(taps, r * tap_step, out + r * step);
+  for (; r < wide; ++r) sum_short<kTaps, kWide>(taps, r * tap_step, out + r * kLength);
+  for (; r < band.count; ++r) sum_short<kTaps, kLength>(taps, r * tap_step, out + r * kLength);
 }
 
 template <int kTaps, typename T>
@@ -105,7 +103,7 @@ FASTGAN_HD void sum_long_runs(const Band& band, const T* const* taps, T* out) {
   const int64_t length = band.length;
   for (int64_t r = 0; r < band.count; ++r) {
     const int64_t from = r * band.tap_step;
-    T* __restrict__ to = out + r * band.step;
+    T* __restrict__ to = out + r * band.length;
     for (int64_t e = 0; e < length; ++e) {
       T sum = taps[0][from + e];
       for (int t = 1; t < kTaps; ++t) sum += taps[t][from + e];
@@ -136,7 +134,7 @@ FASTGAN_HD void sum_band(const Band& band, const T* const* taps, int count, T* _
     case 4: return sum_taps<4>(band, taps, out);
   }
   for (int64_t r = 0; r < band.count; ++r) {
-    T* __restrict__ to = out + r * band.step;
+    T* __restrict__ to = out + r * band.length;
     for (int64_t e = 0; e < band.length; ++e) to[e] = 0;
     for (int t = 0; t < count; ++t) {
       const T* __restrict__ from = taps[t] + r * band.tap_step;
@@ -345,10 +343,8 @@ struct Unfolding {
   void run(int64_t line, T* lines) const {
     gather(line / f.small[0], line % f.small[0], lines);
     T* to = columns + line * f.small[1] * f.kernel[0] * f.kernel[1] * c;
-    const bool dense = f.dilation[1] == 1;
-    if (dense && f.kernel[1] * c == 4) return scatter<4>(lines, to);
-    if (dense && f.kernel[1] * c == 12) return scatter<12>(lines, to);
-    scatter<0>(lines, to);
+    const int64_t run = f.dilation[1] == 1 ? f.kernel[1] * c : 0;
+    run == 4 ? scatter<4>(lines, to) : run == 12 ? scatter<12>(lines, to) : scatter<0>(lines, to);
   }
 };
 

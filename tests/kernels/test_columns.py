@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(EXTENSION.module is None, reason=f"no native par
 
 K4S2P1 = Geometry()
 MIXED = Plan(forward=True, input=True, weight=False)
-BOUNDS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-13, 1e-12)}  # of numbers, and of sums of many
+BOUNDS = {torch.float32: (1e-5, 1e-5), torch.float64: (1e-13, 1e-13)}  # of numbers, and of sums per summed size
 INVERTIBLE = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
 
 
@@ -67,17 +67,20 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, act: str 
     assert mean is not None
     assert var is not None
     stored = a.double()
-    assert relative(mean, stored.mean((0, 2, 3))) < 1e-6  # its norm may be small
-    assert relative(var, stored.var((0, 2, 3), unbiased=False)) < 1e-6
+    over = (0, 2, 3)
+    assert (mean - stored.mean(over)).norm() <= sums * stored.abs().mean(over).norm()
+    assert (var - stored.var(over, unbiased=False)).norm() <= sums * stored.square().mean(over).norm()
     grad = random(tuple(a.shape), x.dtype, 5)
     theirs = torch.autograd.grad(exact, leaves, grad.double())
     needs = (True, True, bias is not None)
     ours = columns.backward(grad, x, weight, a, g, code, slope, needs, how)
     assert (ours[2] is None) == (bias is None)
-    for made, expected, limit in zip(ours, theirs, (bound, bound, sums), strict=False):
+    for made, expected in zip(ours[:2], theirs, strict=False):
         assert made is not None
         assert made.dtype == x.dtype
-        assert relative(made, expected) < limit
+        assert relative(made, expected) < bound
+    if ours[2] is not None:
+        assert (ours[2].double() - theirs[2]).norm() <= sums * grad.double().abs().sum(over).norm()
     assert all(is_channels_last(made) for made in ours[:2] if made is not None)
 
 
@@ -181,7 +184,7 @@ def test_what_is_not_needed_is_not_there(needs: tuple[bool, bool, bool], how: Pl
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_activations(act: str, dtype: torch.dtype) -> None:
-    """Also of numbers large and small, of infinities and of NaN."""
+    """Of numbers large and small, of NaN and, where all agree on what that is, of infinities."""
     x = 10 ** random((2, 4, 5, 5), dtype).clamp(-4, 2) * random((2, 4, 5, 5), dtype, 1)
     weight = torch.eye(4, dtype=dtype)[:, :, None, None]
     one = Geometry((1, 1), (0, 0))
@@ -189,12 +192,12 @@ def test_activations(act: str, dtype: torch.dtype) -> None:
     exact = activate(x.double(), ACTS[act], -0.5)
     relative_bound, absolute_bound = (4e-7, 1e-7) if dtype == torch.float32 else (1e-15, 1e-15)
     assert ((a.double() - exact).abs() - relative_bound * exact.abs()).max() < absolute_bound
-    x.view(-1)[:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
-    special = columns._channels_last(x.clone())
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=dtype).view(1, 1, 1, 3)
+    expected = activate(special, ACTS[act], -0.5)
     columns._finish(special, columns._After(None, ACTS[act], -0.5), False)
-    expected = activate(x, ACTS[act], -0.5).view(-1)[:3]
-    keep = slice(0, 3, 2) if act in ("silu", "gelu") else slice(3)  # of -inf: NaN or 0, as one computes it
-    assert torch.equal(special.reshape(-1)[:3][keep].nan_to_num(9), expected[keep].nan_to_num(9))
+    assert special[..., 0].isnan().all()
+    if act in ("none", "relu", "leaky_relu", "tanh"):
+        assert torch.equal(special[..., 1:], expected[..., 1:])
 
 
 # ---- the sums of columns
@@ -213,8 +216,8 @@ def folded(fold: columns._Fold, made: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("channels", [1, 3, 64, 200])
 def test_bits_depend_on_no_number_of_threads(channels: int) -> None:
-    fold = fold_of(3, channels, (9, 31))
-    made, grad = random((3 * 9 * 31, 16 * channels)), random((3, 18, 62, channels)).permute(0, 3, 1, 2)
+    fold = fold_of(3, channels, (9, 13))
+    made, grad = random((3 * 9 * 13, 16 * channels)), random((3, 18, 26, channels)).permute(0, 3, 1, 2)
     results, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 3, 1):
