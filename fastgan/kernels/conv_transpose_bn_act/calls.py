@@ -18,6 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[impo
 from fastgan.kernels.conv_transpose_bn_act import descriptors, image, parts, pointers
 from fastgan.kernels.conv_transpose_bn_act.phases import (
     MULTIPROCESSORS,
+    SMALL_SHARED,
     Box,
     Phases,
     Tile,
@@ -65,6 +66,10 @@ class How:
     tile: Tile | None = None
     parts: int | None = None
 
+    @property
+    def roomy(self) -> bool:
+        return self.capability not in SMALL_SHARED
+
 
 @dataclass(frozen=True)
 class Call:
@@ -94,9 +99,12 @@ def forward(
     """The call, y, and with `statistics` what merge takes: [tiles, 3, Cout] and [tiles]."""
     n, h, w, cin = x.shape
     cout = weight.shape[3]
-    tile = how.tile or product_tile(n * h * w, cout, cin, phases.count, x.element_size(), how.capability)
+    # Prologue, accumulator and statistics of a tile of 128 x 256 are too many registers but for wgmma
+    tile = how.tile or product_tile(
+        n * h * w, cout, cin, phases.count, x.element_size(), widest=how.capability == 90, roomy=how.roomy
+    )
     y = x.new_empty(n, h * phases.stride[0], w * phases.stride[1], cout)
-    box = box_of(tile.m, h, w) if how.descriptors and aligned(cin, cout, size=x.element_size()) else None
+    box = box_of(tile.m, h, w) if how.descriptors and describable(x, weight) else None
     blocks = box.count(n, h, w) if box else -(-n * h * w // tile.m)
     made = counts = None
     if statistics:
@@ -156,10 +164,10 @@ def convolution(
     h, w, cout = wide_h // phases.stride[0], wide_w // phases.stride[1], weight.shape[0]
     y = x.new_empty(n, h, w, cout)
     flat = cin < 16
-    tile = how.tile or product_tile(n * h * w, cout, cin, 1, x.element_size(), how.capability)
+    tile = how.tile or product_tile(n * h * w, cout, cin, 1, x.element_size(), widest=how.roomy, roomy=how.roomy)
     if flat and how.tile is None:  # gathered number by number: more threads for the addresses
         tile = Tile(128, min(128, max(16, power_of_two(cout))), 64 if x.element_size() <= 2 else 32)
-    fits = how.descriptors and aligned(cin, cout, size=x.element_size()) and cin % tile.k == 0
+    fits = how.descriptors and describable(x, weight, y) and cin % tile.k == 0
     box = box_of(tile.m, h, w) if fits else None
     arguments = {
         "x": x, "weight": weight, "bias": bias, "y": y, "H": h, "W": w, "CIN": cin, "COUT": cout,
@@ -189,7 +197,7 @@ def weight_gradient(
     flat = cout < 16
     columns = kernel * cout if flat else cout
     tile = how.tile or gradient_tile(cin, columns, x.element_size(), flat)
-    fits = how.descriptors and aligned(cin, cout, size=x.element_size()) and cout % tile.n == 0
+    fits = how.descriptors and describable(x, grad) and cout % tile.n == 0
     box = box_of(tile.k, h, w) if fits else None
     steps = box.count(n, h, w) if box else -(-n * h * w // tile.k)
     tiles = -(-cin // tile.m) * -(-columns // tile.n) * (1 if flat else kernel)
@@ -258,9 +266,9 @@ def image_layer(
     return Call(image.image_kernel, grid, arguments, tile.options), y
 
 
-def aligned(*channels: int, size: int) -> bool:
-    """Whether descriptors can describe tensors of so many channels."""
-    return all(c * size % 16 == 0 for c in channels) and size <= 4
+def describable(*tensors: Tensor) -> bool:
+    """Whether descriptors can describe tensors [..., channels] and outputs of their type: what TMA requires."""
+    return all(t.shape[-1] * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in tensors)
 
 
 def descriptor(tensor: Tensor, shape: tuple[int, ...], box: tuple[int, ...]) -> Any:

@@ -90,19 +90,21 @@ def power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def product_tile(m: int, n: int, k: int, copies: int, size: int, capability: int) -> Tile:
+def product_tile(m: int, n: int, k: int, copies: int, size: int, widest: bool, roomy: bool) -> Tile:
     """For `copies` products [m, k] x [k, n], k the channels of one tap, of numbers of `size` bytes.
+
+    widest: tiles of 128 x 256 may be; roomy: there is shared memory for more than 99 KiB of operands
 
     A static table: the widest tile of which there are enough to occupy a GPU.
     """
     deep = min(64 if size <= 2 else 32, max(16, power_of_two(k)))
     if n > 64:
         tiles = [Tile(128, 128, deep), Tile(64, 128, deep, 4), Tile(64, 64, deep, 4)]
-        if n > 128 and capability not in SMALL_SHARED:
+        if n > 128 and widest:
             tiles.insert(0, Tile(128, 256, deep))
     elif n > 32:
         tiles = [Tile(128, 64, deep, 4), Tile(64, 64, deep, 4)]
-        if capability not in SMALL_SHARED:
+        if roomy:
             tiles.insert(0, Tile(256, 64, deep))
     else:
         width = max(16, power_of_two(n))

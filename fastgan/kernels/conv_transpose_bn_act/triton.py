@@ -108,7 +108,7 @@ def weight_gradient(
     """
     with _on(x):
         of, made_as = prologue or Prologue(), dtype or x.dtype
-        work, out = calls.weight_gradient(rows(x), rows(grad), phases, of, made_as, how or default_how(x))
+        work, out = calls.weight_gradient(rows(x), rows(grad.to(x.dtype)), phases, of, made_as, how or default_how(x))
         _launch(work)
     return channels_first(out, x.dim())
 
