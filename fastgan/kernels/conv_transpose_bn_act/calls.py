@@ -99,10 +99,9 @@ def forward(
     """The call, y, and with `statistics` what merge takes: [tiles, 3, Cout] and [tiles]."""
     n, h, w, cin = x.shape
     cout = weight.shape[3]
-    # Prologue, accumulator and statistics of a tile of 128 x 256 are too many registers but for wgmma
-    tile = how.tile or product_tile(
-        n * h * w, cout, cin, phases.count, x.element_size(), widest=how.capability == 90, roomy=how.roomy
-    )
+    # Prologue, accumulator and statistics of a tile of 128 x 256 are too many registers elsewhere
+    widest = how.capability == 90
+    tile = how.tile or product_tile(n * h * w, cout, cin, phases.count, x.element_size(), widest, how.roomy)
     y = x.new_empty(n, h * phases.stride[0], w * phases.stride[1], cout)
     box = box_of(tile.m, h, w) if how.descriptors and describable(x, weight) else None
     blocks = box.count(n, h, w) if box else -(-n * h * w // tile.m)
@@ -164,7 +163,8 @@ def convolution(
     h, w, cout = wide_h // phases.stride[0], wide_w // phases.stride[1], weight.shape[0]
     y = x.new_empty(n, h, w, cout)
     flat = cin < 16
-    tile = how.tile or product_tile(n * h * w, cout, cin, 1, x.element_size(), widest=how.roomy, roomy=how.roomy)
+    widest = how.capability in (90, 100)
+    tile = how.tile or product_tile(n * h * w, cout, cin, 1, x.element_size(), widest, how.roomy)
     if flat and how.tile is None:  # gathered number by number: more threads for the addresses
         tile = Tile(128, min(128, max(16, power_of_two(cout))), 64 if x.element_size() <= 2 else 32)
     fits = how.descriptors and describable(x, weight, y) and cin % tile.k == 0
@@ -235,9 +235,10 @@ def weight_gradient(
 
 def gradient_tile(cin: int, columns: int, size: int, flat: bool) -> Tile:
     """[Cin, columns, pixels] of weight_gradient."""
-    deep = 64 if size <= 2 else 32
     m, n = (max(16, min(128, power_of_two(c))) for c in (cin, columns))
-    return Tile(m, n, deep, 8 if flat or m * n > 8192 else 4)
+    if flat:  # gathered number by number: fewer of them, and more threads for the addresses
+        return Tile(m, min(n, 64), 32)
+    return Tile(m, n, 64 if size <= 2 else 32, 8 if m * n > 8192 else 4)
 
 
 def is_image(phases: Phases, cout: int) -> bool:
