@@ -3,8 +3,8 @@
     python -m fastgan.kernels.aot [--arch 90 ...] [--case TEXT ...] [--jobs N]
 
 One line per kernel and architecture: registers per thread, spills, shared memory, and which of the instructions that a
-kernel may be built on (wgmma, tcgen05, TMA) are in its code. Exit status: 0, or 1 where something does not compile,
-spills registers, or takes more shared memory than a block can have.
+kernel may be built on (wgmma, tcgen05, mma, TMA) are in its code. Exit status: 0, or 1 where something does not
+compile, spills registers, or takes more shared memory than a block can have.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from fastgan.kernels._runtime.aot import BUDGETS, AotCase, Compiled, compile_case, specialise
+from fastgan.kernels.conv_transpose_bn_act import cases as conv_transpose
 from fastgan.kernels.masked_act import triton as masked_act
 
-CASES = (masked_act.aot_cases,)  # of every op
+CASES = (masked_act.aot_cases, conv_transpose.aot_cases)  # of every op
 COLUMNS = ("op", "case", "arch", "registers", "spills", "shared", "instructions", "")
 
 
@@ -29,7 +30,8 @@ def kernels() -> tuple[AotCase, ...]:
     different: dict[str, AotCase] = {}
     for cases in CASES:
         for case in cases():
-            different.setdefault(f"{case.kernel.__name__} {case.op} {specialise(case)} {case.options}", case)
+            key = f"{case.kernel.__name__} {case.op} {specialise(case)} {case.options} {case.capabilities}"
+            different.setdefault(key, case)
     return tuple(different.values())
 
 
@@ -51,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [i for i, case in enumerate(kernels()) if any(text in case.name for text in options.case or [""])]
     if not wanted:
         parser.error(f"no case is called like {' or '.join(map(repr, options.case))}")
-    jobs = [(i, capability) for i in wanted for capability in options.arch or BUDGETS]
+    known = [(i, capability) for i in wanted for capability in options.arch or BUDGETS]
+    jobs = [(i, capability) for i, capability in known if capability in kernels()[i].capabilities]
+    if not jobs:
+        parser.error("no such case is for these architectures")
     if options.jobs > 1 and len(jobs) > 1:
         with ProcessPoolExecutor(min(len(jobs), options.jobs)) as pool:
             outcomes = list(pool.map(compile_one, jobs))

@@ -25,18 +25,27 @@ TYPES = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "f
 TYPES |= {"int32": "i32", "int64": "i64"}
 
 # What is looked for in the machine code -> how its instructions are called there
-INSTRUCTIONS = {"wgmma": r"[HIQ]GMMA", "tcgen05": r"UT[C]\w*MMA", "TMA": r"UTMA(LDG|STG|REDG)\w*|UBLKCP"}
+INSTRUCTIONS = {
+    "wgmma": r"[HIQ]GMMA",
+    "tcgen05": r"UT[C]\w*MMA",
+    "mma": r"[HID]MMA",
+    "TMA": r"UTMA(LDG|STG|REDG)\w*|UBLKCP",
+}
 
 
 @dataclass(frozen=True)
 class AotCase:
-    """One launch of `kernel` with `arguments` by name, and options such as num_warps."""
+    """One launch of `kernel` with `arguments` by name, and options such as num_warps.
+
+    capabilities: of the GPUs that it would be launched on; default: all
+    """
 
     op: str
     name: str
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
+    capabilities: tuple[int, ...] = tuple(BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -71,15 +80,19 @@ def specialise(case: AotCase) -> Specialised:
     for i, name in enumerate(case.kernel.arg_names):
         value = case.arguments[name]
         is_int = isinstance(value, int) and not isinstance(value, bool)
-        if case.kernel.params[i].is_constexpr or value is None or (is_int and value == 1):
+        known = not case.kernel.params[i].do_not_specialize
+        if case.kernel.params[i].is_constexpr or value is None or (is_int and value == 1 and known):
             made.signature[name], made.constants[name] = "constexpr", value
+        elif hasattr(value, "block_shape"):  # a tensor descriptor
+            dtype = TYPES[str(value.base.dtype).removeprefix("torch.")]
+            made.signature[name] = f"tensordesc<{dtype}{list(value.block_shape)}>"
         elif isinstance(value, Tensor):
             made.signature[name] = "*" + TYPES[str(value.dtype).removeprefix("torch.")]
         elif is_int:
             made.signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
         else:
             made.signature[name] = "fp32"
-        if name not in made.constants and (isinstance(value, Tensor) or (is_int and value % 16 == 0)):
+        if name not in made.constants and (isinstance(value, Tensor) or (is_int and value % 16 == 0 and known)):
             made.attributes[(i,)] = [["tt.divisibility", 16]]
     return made
 
