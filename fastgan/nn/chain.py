@@ -105,6 +105,11 @@ def is_batch_norm(module: nn.Module) -> bool:
     return not _overridden(module) and not module._forward_pre_hooks
 
 
+def is_layer(module: nn.Module) -> bool:
+    """One that a chain can compute."""
+    return is_conv_transpose(module) or is_batch_norm(module)
+
+
 def _overridden(module: nn.Module) -> bool:
     """By a hook that has to see what goes in or out, or a forward of the object's own."""
     return bool(
