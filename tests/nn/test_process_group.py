@@ -39,7 +39,7 @@ def step(network: nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
     out = network(x)
     grads = torch.autograd.grad(out, [x, *network.parameters()], upstream, create_graph=True)
     (second,) = torch.autograd.grad(grads[0].square().sum(), x)
-    return [t.detach() for t in (out, grads[0], second, *grads[1:], *network.buffers())]
+    return [t.detach().clone() for t in (out, grads[0], second, *grads[1:], *network.buffers())]
 
 
 def work(rank: int, folder: str) -> None:
@@ -66,6 +66,7 @@ def assert_one_is_two(one: list[Tensor], first: list[Tensor], second: list[Tenso
         assert_close(part[3 + parameters :], one[3 + parameters :], 1e-12)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path):
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
