@@ -29,3 +29,10 @@ def test_gradient_penalty():
     losses = [float(number) for line in steps for number in re.findall(r"critic (\S+)  generator (\S+)", line)[0]]
     assert all(0.3 < loss < 1.5 for loss in losses)
     assert re.fullmatch(r"\d+% of the samples are at one of the Gaussians, \d of 8 are reached", last)
+
+
+def test_fuse_a_generator():
+    chain, difference, times = output("fuse_a_generator.py", "4", "4").splitlines()
+    assert chain.endswith("one chain of 5 blocks")
+    assert float(difference.split()[-1]) < 1e-5
+    assert re.fullmatch(r"\S+ ms as written, \S+ ms fused, on \w+", times)

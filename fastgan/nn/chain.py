@@ -105,6 +105,11 @@ def is_batch_norm(module: nn.Module) -> bool:
     return not _overridden(module) and not module._forward_pre_hooks
 
 
+def is_layer(module: nn.Module) -> bool:
+    """One that a chain can compute."""
+    return is_conv_transpose(module) or is_batch_norm(module)
+
+
 def _overridden(module: nn.Module) -> bool:
     """By a hook that has to see what goes in or out, or a forward of the object's own."""
     return bool(
@@ -135,8 +140,9 @@ def run_bias_act(name: str, x: Tensor, bias: Tensor, act: str, slope: float) -> 
 def _library(x: Tensor, chain: list[Stage]) -> Tensor:
     for stage in chain:
         if stage.conv is not None:
-            if hasattr(stage.conv, "kernel_size"):
+            if is_conv_transpose(stage.conv):
                 _check_conv_input(stage, x)
+                _check_place(stage, x, next(stage.conv.parameters()), None)
             x = stage.conv(x)
         if stage.norm is not None:
             x = _library_norm(stage, x)
@@ -251,16 +257,7 @@ def _weights(stage: Stage, x: Tensor, half: torch.dtype | None, *, fold: bool) -
     for hook in conv._forward_pre_hooks.values():  # weight_norm, spectral_norm: fuse() lets no others through
         hook(conv, (x,))
     weight, bias = conv.weight, conv.bias
-    if weight.device != x.device:
-        raise FastganError(
-            f"{stage.name}: expected all tensors on one device, got the input on {x.device} and the weight on "
-            f"{weight.device}; move one of them by .to()"
-        )
-    if weight.dtype != x.dtype and x.dtype != half:
-        raise FastganError(
-            f"{stage.name}: expected the input in the type of the weight, {weight.dtype}, got {x.dtype}; "
-            "convert one of them by .to()"
-        )
+    _check_place(stage, x, weight, half)
     if fold:
         weight, bias = _folded(weight, bias, conv.groups, stage.norm)
     return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -296,4 +293,17 @@ def _check_conv_input(stage: Stage, x: Tensor) -> None:
         raise FastganError(
             f"{stage.name}: expected {conv.in_channels} channels, got {x.shape[channels]} in a tensor of shape "
             f"{tuple(x.shape)}; in_channels has to be the number of channels of the layer before"
+        )
+
+
+def _check_place(stage: Stage, x: Tensor, weight: Tensor, half: torch.dtype | None) -> None:
+    if weight.device != x.device:
+        raise FastganError(
+            f"{stage.name}: expected all tensors on one device, got the input on {x.device} and the weight on "
+            f"{weight.device}; move one of them by .to()"
+        )
+    if weight.dtype != x.dtype and x.dtype != half and not torch.is_autocast_enabled(x.device.type):
+        raise FastganError(
+            f"{stage.name}: expected the input in the type of the weight, {weight.dtype}, got {x.dtype}; "
+            "convert one of them by .to()"
         )

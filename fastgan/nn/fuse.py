@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastgan.errors import FastganError
 from fastgan.nn.guards import Guards, class_of
@@ -170,7 +171,7 @@ def _plan(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | 
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return None
     form = form_of(args, kwargs)
-    if form is None:
+    if form is None or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
     for plan in module._fastgan_plans:
         if plan.form == form and plan.guards.hold():

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+
+from fastgan.nn.chain import is_layer
 
 SCALARS = (type(None), bool, int, float, str)
 DEPTH = 3
@@ -61,6 +62,7 @@ class Guards:
     attributes: (module, name, value) of plain numbers, texts and the like;  objects: of anything else, as a snapshot
     children:   (module, its class, its children by name)
     hookless:   modules whose calls are not made any more, so that their hooks would not run
+    layers:     modules that have to remain what a chain can compute
     names:      (globals of a Python module, name, value), of constants
     """
 
@@ -68,6 +70,7 @@ class Guards:
     objects: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     children: list[tuple[nn.Module, type, dict[str, nn.Module | None]]] = field(default_factory=list)
     hookless: list[nn.Module] = field(default_factory=list)
+    layers: list[nn.Module] = field(default_factory=list)
     names: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
 
     def add_attribute(self, module: nn.Module, name: str, value: Any) -> None:
@@ -86,17 +89,18 @@ class Guards:
             if type(now) is not type(value) or now != value:
                 return False
         for module in self.hookless:
-            if has_hooks(module):
+            if has_hooks(module) or "forward" in module.__dict__:
+                return False
+        for module in self.layers:
+            if not is_layer(module):
                 return False
         if torch.compiler.is_compiling():
             return bool(_as_constant(self))
         return self.same_objects()
 
     def same_objects(self) -> bool:
-        if _has_any_global_hook():  # type: ignore[no-untyped-call]
-            return False
         for module, cls, children in self.children:
-            if class_of(module) is not cls or module._modules != children or "forward" in module.__dict__:
+            if class_of(module) is not cls or module._modules != children:
                 return False
         if any(space.get(name, MISSING) != value for space, name, value in self.names):
             return False

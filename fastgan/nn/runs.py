@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fastgan.nn.chain import is_batch_norm, is_conv_transpose, run_chain
+from fastgan.nn.chain import is_conv_transpose, is_layer, run_chain
 from fastgan.nn.guards import Guards, has_hooks
 from fastgan.nn.modules import BatchNormAct2d, _ConvTransposeBatchNormAct
 
@@ -186,6 +186,7 @@ class _Finder:
         if len(node.args) + len(node.kwargs) > 1:
             return "called with an output_size"
         layers = [module.conv, module.norm] if isinstance(module, _ConvTransposeBatchNormAct) else [module]
+        self.guards.layers += [layer for layer in layers if is_layer(layer)]
         for layer in layers:
             if isinstance(layer, nn.ConvTranspose3d):
                 return "in three dimensions"
@@ -193,7 +194,7 @@ class _Finder:
                 layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.modules.batchnorm._BatchNorm)
             ):
                 return f"{type(layer).__name__} is not batch normalisation"
-            if not (is_conv_transpose(layer) or is_batch_norm(layer)):
+            if not is_layer(layer):
                 return "it has hooks, or a forward of its own"
         return "it has hooks" if isinstance(module, _BLOCKS) and has_hooks(module) else ""
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from fastgan.nn.chain import is_batch_norm, is_conv_transpose
+from fastgan.nn.chain import is_layer
 from fastgan.nn.guards import MISSING, SCALARS, Guards, class_of, has_hooks, snapshot
 from fastgan.nn.modules import OURS
 
@@ -89,7 +89,7 @@ class _Proxy(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        if _Watch.asked:
+        if _Watch.asked is not None:
             raise Untraceable("its forward asks for the type of a value")
         return _Proxy
 
@@ -131,7 +131,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_layer(m) or super().is_leaf_module(m, module_qualified_name):
+        if isinstance(m, OURS) or is_layer(m) or super().is_leaf_module(m, module_qualified_name):
             return True
         if why := self.refused.get(m) or _opaque(m):
             self.leaves[m] = why
@@ -150,11 +150,6 @@ class _Tracer(fx.Tracer):
         if _modes() != self._modes:
             raise Untraceable("its forward changes the gradient or autocast mode")
         return super().create_node(kind, target, *args, **kwargs)
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Of ours, or a subclass of one of PyTorch's that computes the same."""
-    return isinstance(module, OURS) or is_conv_transpose(module) or is_batch_norm(module)
 
 
 def _opaque(module: nn.Module) -> str:
@@ -197,7 +192,7 @@ class _Watch:
     """Notes constants in the globals of the functions that run, and refuses side effects, randomness and checkpoints,
     of which nothing would remain in the graph. For sys.setprofile."""
 
-    asked = False  # within isinstance, called by the forward
+    asked: types.FrameType | None = None  # a function of the forward's that is in isinstance
 
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
@@ -206,7 +201,10 @@ class _Watch:
     def __call__(self, frame: types.FrameType, event: str, arg: Any) -> None:
         space, code = frame.f_globals, frame.f_code
         inside = str(space.get("__name__", "")).partition(".")[0] in ("torch", "fastgan", "contextlib")
-        _Watch.asked = event == "c_call" and arg is isinstance and (not inside or code.co_name == "is_tensor")
+        if arg is isinstance and event == "c_call" and (not inside or code.co_name == "is_tensor"):
+            _Watch.asked = frame
+        elif arg is isinstance and frame is _Watch.asked:
+            _Watch.asked = None
         if event == "call" and inside and code.co_name == "checkpoint":
             raise Untraceable("its forward uses a checkpoint")
         if event == "call" and not inside and code not in self.codes:
@@ -243,7 +241,7 @@ def _recorded(root: nn.Module, guards: Guards) -> Iterator[None]:
                 yield
             finally:
                 sys.setprofile(before)
-                _Watch.asked = False
+                _Watch.asked = None
     finally:
         del nn.Module.__getattribute__
         nn.Module.__setattr__ = plain_set  # type: ignore[method-assign]

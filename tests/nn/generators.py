@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -79,10 +80,10 @@ class UNetByHand(nn.Module):
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         widths = [3, width, 2 * width, 4 * width]
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths))
         self.ups = nn.ModuleList()
         self.norms = nn.ModuleList()
-        for level, (a, b) in enumerate(zip(widths[::-1], widths[-2::-1], strict=False)):
+        for level, (a, b) in enumerate(pairwise(widths[::-1])):
             self.ups.append(nn.ConvTranspose2d(a if level == 0 else 2 * a, b, 4, 2, 1))
             self.norms.append(nn.BatchNorm2d(b))
 
