@@ -9,10 +9,10 @@ using namespace fastgan;
 
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads, 2) norm_act_moments(NormAct norm, Cover cover, double* partial) {
-  Moments<Arithmetic<T>> moments[kWidth];
+  Sums<Arithmetic<T>> sums[kWidth];
   const Walk<kWidth> walk(cover);
-  collect(moments, static_cast<const T*>(norm.x), cover, walk, nullptr, 0);
-  fold_block(moments, cover, walk.column, partial);
+  collect(sums, static_cast<const T*>(norm.x), cover, walk, nullptr, 0);
+  fold_block(sums, cover, walk.column, partial);
 }
 
 template <typename T>
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using A = Arithmetic<T>;
   Factors<A> of[kWidth];
   load_factors(of, norm, cover, nullptr, 1);
-  GradSums<A> sums[kWidth];
+  Sums<A> sums[kWidth];
   const Walk<kWidth> walk(cover);
   collect<T, kWidth, kSmooth>(sums, norm, grad, dx, of, cover, walk, nullptr, 0);
   fold_block(sums, cover, walk.column, partial);

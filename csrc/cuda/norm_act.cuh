@@ -151,44 +151,48 @@ __device__ __forceinline__ void for_batches(Walk<kWidth> walk, const Cover& cove
 
 // ---- sums over a block, and over blocks
 
-// Of values relative to the first one of their channel (Chan, Golub and LeVeque 1979).
+// What a thread saw of a channel, relative to the channel's first value (Chan, Golub and LeVeque 1979).
 template <typename A>
 struct Moments {
   A n, mean, m2;
-
-  __device__ __forceinline__ void merge(const Moments& other) {
-    if (other.n == 0) return;
-    const A total = n + other.n, part = other.n / total, delta = other.mean - mean;
-    m2 += other.m2 + delta * delta * (n * part);
-    mean = fma(delta, part, mean);
-    n = total;
-  }
-  // As sums that add up over blocks; `count` is n, exactly.
-  __device__ void sums(double count, double& first, double& second) const {
-    first = count * double(mean);
-    second = double(m2) + first * double(mean);
-  }
 };
 
-// sum dz and sum dz (x - center)
+// A sum as an unevaluated one of two numbers: twice the digits, and no slow double precision.
 template <typename A>
-struct GradSums {
-  A dz, dz_x;
+struct Pair {
+  A high, low;
 
-  __device__ __forceinline__ void merge(const GradSums& other) {
-    dz += other.dz;
-    dz_x += other.dz_x;
+  __device__ __forceinline__ void add(const Pair& other) {
+    const A sum = high + other.high, part = sum - high;
+    const A error = ((high - (sum - part)) + (other.high - part)) + (low + other.low);
+    high = sum + error;
+    low = error - (high - sum);
   }
-  __device__ void sums(double, double& first, double& second) const {
-    first = double(dz);
-    second = double(dz_x);
+  __device__ __forceinline__ double value() const { return double(high) + double(low); }
+};
+
+// Of x and x^2 relative to the first value of the channel, or of dz and dz (x - center).
+template <typename A>
+struct Sums {
+  Pair<A> first, second;
+
+  __device__ static __forceinline__ Sums of(const Moments<A>& m) {
+    const A sum = m.n * m.mean, sum_rest = fma(m.n, m.mean, -sum);
+    const A square = sum * m.mean, square_rest = fma(sum, m.mean, -square) + sum_rest * m.mean;
+    Sums s = {{sum, sum_rest}, {square, square_rest}};
+    s.second.add({m.m2, 0});
+    return s;
+  }
+  __device__ __forceinline__ void add(const Sums& other) {
+    first.add(other.first);
+    second.add(other.second);
   }
 };
 
-// Merges what the threads of a block have, and writes the sums of each channel: partial [2, gridDim.y, channels].
-template <typename Sum, int kWidth>
-__device__ void fold_block(Sum (&sum)[kWidth], const Cover& c, int64_t column, double* partial) {
-  __shared__ Sum handed[kWidth][kThreads / 2];
+// Adds up what the threads of a block have, and writes the sums of each channel: partial [2, gridDim.y, channels].
+template <typename A, int kWidth>
+__device__ void fold_block(Sums<A> (&sum)[kWidth], const Cover& c, int64_t column, double* partial) {
+  __shared__ Sums<A> handed[kWidth][kThreads / 2];
   const int thread = threadIdx.x;
   for (int half = kThreads / 2; half >= c.across; half /= 2) {
     if (thread >= half && thread < 2 * half) {
@@ -198,22 +202,23 @@ __device__ void fold_block(Sum (&sum)[kWidth], const Cover& c, int64_t column, d
     __syncthreads();
     if (thread < half) {
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) sum[j].merge(handed[j][thread]);
+      for (int j = 0; j < kWidth; ++j) sum[j].add(handed[j][thread]);
     }
     __syncthreads();
   }
   if (thread >= c.across || column >= c.columns) return;
-  int64_t count = min((blockIdx.y + 1) * c.share, c.positions) - blockIdx.y * c.share;
   if (c.planes) {
 #pragma unroll
-    for (int j = 1; j < kWidth; ++j) sum[0].merge(sum[j]);
-    count *= kWidth;
+    for (int j = 1; j < kWidth; ++j) sum[0].add(sum[j]);
   }
   double* const first = partial + blockIdx.y * c.channels + (c.planes ? column : column * kWidth);
   double* const second = first + gridDim.y * c.channels;
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j)
-    if (j == 0 || !c.planes) sum[j].sums(double(count), first[j], second[j]);
+  for (int j = 0; j < kWidth; ++j) {
+    if (j > 0 && c.planes) break;
+    first[j] = sum[j].first.value();
+    second[j] = sum[j].second.value();
+  }
 }
 
 // Both sums over all blocks, [2, rows, channels] -> those of `channel`, in every thread of a warp; in fixed order.

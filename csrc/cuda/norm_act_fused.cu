@@ -25,9 +25,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kWidth = kWide<T>;
   const Walk<kWidth> walk(cover);
   {
-    Moments<Arithmetic<T>> moments[kWidth];
-    collect(moments, static_cast<const T*>(norm.x), cover, walk, kept, held);
-    fold_block(moments, cover, walk.column, partial);
+    Sums<Arithmetic<T>> sums[kWidth];
+    collect(sums, static_cast<const T*>(norm.x), cover, walk, kept, held);
+    fold_block(sums, cover, walk.column, partial);
   }
   cooperative_groups::this_grid().sync();
   int64_t warp, warps;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   Factors<A> of[kWidth];
   {
     load_factors(of, norm, cover, nullptr, 1);
-    GradSums<A> mine[kWidth];
+    Sums<A> mine[kWidth];
     collect<T, kWidth, kSmooth>(mine, norm, grad, static_cast<T*>(nullptr), of, cover, walk, kept, held);
     fold_block(mine, cover, walk.column, partial);
   }

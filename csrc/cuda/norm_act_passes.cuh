@@ -50,12 +50,13 @@ constexpr int kBatch = 4;
 template <bool kSmooth>
 constexpr int kActBatch = kSmooth ? 1 : 2;
 
-// The moments of what a thread sees of each of its channels: those of a batch in two passes over registers, then merged.
+// The moments of what a thread sees of each of its channels, those of a batch in two passes over registers; as sums.
 template <typename T, int kWidth>
-__device__ __forceinline__ void collect(Moments<Arithmetic<T>> (&moments)[kWidth], const T* x, const Cover& cover,
+__device__ __forceinline__ void collect(Sums<Arithmetic<T>> (&sums)[kWidth], const T* x, const Cover& cover,
                                         const Walk<kWidth>& walk, uint4* kept, int held) {
   using A = Arithmetic<T>;
   A pivot[kWidth], n = 0;
+  Moments<A> moments[kWidth];
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) {
     const int64_t first = walk.column * cover.column_step + (cover.planes ? 0 : j);
@@ -89,20 +90,24 @@ __device__ __forceinline__ void collect(Moments<Arithmetic<T>> (&moments)[kWidth
     n = total;
   });
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) moments[j].n = n;
+  for (int j = 0; j < kWidth; ++j) {
+    moments[j].n = n;
+    sums[j] = Sums<A>::of(moments[j]);
+  }
 }
 
 // The sums for the backward pass. In evaluation dx does not depend on them and is written here, if it is not null.
 template <typename T, int kWidth, bool kSmooth>
-__device__ __forceinline__ void collect(GradSums<Arithmetic<T>> (&sums)[kWidth], const NormAct& norm, const T* grad,
+__device__ __forceinline__ void collect(Sums<Arithmetic<T>> (&sums)[kWidth], const NormAct& norm, const T* grad,
                                         T* dx, const Factors<Arithmetic<T>> (&of)[kWidth], const Cover& cover,
                                         const Walk<kWidth>& walk, uint4* kept, int held) {
   using A = Arithmetic<T>;
   constexpr int kMany = kActBatch<kSmooth>;
   const Activation<A, kSmooth> act(norm);
   const T* const x = static_cast<const T*>(norm.x);
+  A dz_sum[kWidth], dz_x_sum[kWidth];
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) sums[j] = {0, 0};
+  for (int j = 0; j < kWidth; ++j) dz_sum[j] = dz_x_sum[j] = 0;
   for_batches<kMany>(walk, cover, [&](const int64_t(&offsets)[kMany], int64_t k, int there) {
     Vector<T, kWidth> v[kMany], g[kMany];
 #pragma unroll
@@ -122,13 +127,15 @@ __device__ __forceinline__ void collect(GradSums<Arithmetic<T>> (&sums)[kWidth],
       for (int j = 0; j < kWidth; ++j) {
         const A centered = widen(v[u].at[j]) - of[j].center;
         const A dz = act.backward(widen(g[u].at[j]), centered * of[j].scale + of[j].shift);
-        sums[j].dz += dz;
-        sums[j].dz_x = fma(dz, centered, sums[j].dz_x);
+        dz_sum[j] += dz;
+        dz_x_sum[j] = fma(dz, centered, dz_x_sum[j]);
         narrow(of[j].scale * dz, g[u].at[j]);
       }
       if (dx) store<T, kWidth>(dx + offsets[u], g[u]);
     }
   });
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) sums[j] = {{dz_sum[j], 0}, {dz_x_sum[j], 0}};
 }
 
 // out = act(z); out may be x.
