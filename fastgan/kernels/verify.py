@@ -49,13 +49,14 @@ def check_adam_ema(device: torch.device) -> int:
     for (case, shapes), dtype in itertools.product(adam_ema.CASES.items(), (torch.float32, torch.float64)):
         lists = [[random(s, device, dtype, 10 * k + i) for i, s in enumerate(shapes)] for k in range(5)]
         lists[3] = [v.square() for v in lists[3]]
-        exact = [[t.double() for t in tensors] for tensors in lists]
+        exact = [[t.double().clone() for t in tensors] for tensors in lists]
         scalars = [torch.tensor(v, dtype=torch.float64, device=device) for v in (0, 1e-2, 0.5, 0.99, 0.999, 0.7)]
         step, lr, beta1, beta2, ema_decay, scale = scalars
         skip, steps = torch.zeros((), dtype=torch.bool, device=device), (step, step.clone())
         for _ in range(3):
-            for run, tensors, counter in ((ours, lists, steps[0]), (adam_ema.reference, exact, steps[1])):
-                run(*tensors, counter, lr, beta1, beta2, 1e-8, ema_decay, scale, skip)
+            ours(*lists, steps[0], lr, beta1, beta2, 1e-8, ema_decay, scale, skip)
+            p, g, m, v, e = exact
+            adam_ema.reference(p, g, m, v, e, steps[1], lr, beta1, beta2, 1e-8, ema_decay, scale, skip)
         for made, truth in zip(lists, exact, strict=True):
             bound = allowed(dtype, exact[0][0], exact[0][0])
             count += sum(expect(case, a, b, bound) for a, b in zip(made, truth, strict=True))
