@@ -134,7 +134,7 @@ cudaError_t norm_act_train_fused(const NormAct& norm, NormActType type, double* 
         NormAct of = norm;
         T* to = static_cast<T*>(out);
         void* arguments[] = {&of, &cover, &to, &mean, &var, &partial, &held};
-        return cudaLaunchCooperativeKernel(reinterpret_cast<void*>(kernel), grid, kThreads, arguments, shared, stream);
+        return cudaLaunchCooperativeKernel(kernel, grid, kThreads, arguments, shared, stream);
       });
     });
   });
@@ -153,7 +153,7 @@ cudaError_t norm_act_backward_fused(const NormAct& norm, NormActType type, const
         T* to = static_cast<T*>(dx);
         double count = double(norm.outer) * double(norm.inner);
         void* arguments[] = {&of, &cover, &from, &sums, &count, &to, &partial, &held};
-        return cudaLaunchCooperativeKernel(reinterpret_cast<void*>(kernel), grid, kThreads, arguments, shared, stream);
+        return cudaLaunchCooperativeKernel(kernel, grid, kThreads, arguments, shared, stream);
       });
     });
   });
