@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan.kernels import adam_ema, batch_norm_act, conv_transpose_bn_act, counter_noise, masked_act
-from fastgan.kernels._runtime.decide import Unfit, relative
+from fastgan.kernels import _runtime, adam_ema, batch_norm_act, conv_transpose_bn_act, counter_noise, masked_act
+from fastgan.kernels._runtime.measure import Unfit, relative
 from fastgan.kernels._runtime.verify import Check
 from fastgan.kernels.activations import ACTS, activate
 from fastgan.kernels.masked_act.reference import in_layout
@@ -190,3 +190,17 @@ CHECKS: dict[str, Check] = {
     "counter_noise": check_counter_noise,
     "masked_act": check_masked_act,
 }
+
+
+def verify_kernels(say: Callable[[str], None]) -> bool:
+    """Checks every op on every kind of GPU that is here, a line each. Returns whether none has failed."""
+    devices = _runtime.gpus()
+    if not devices:
+        say("nothing to verify: no CUDA device is here; on a CPU every kernel is as tested")
+    outcomes = []
+    for verdict in _runtime.verify_ops(CHECKS, devices):
+        say(f"{verdict.op} on {verdict.device}: {verdict.outcome} ({verdict.detail})")
+        outcomes.append(verdict.outcome)
+    if "failed" in outcomes:
+        say("PyTorch's operations run in place of what has failed; please report it")
+    return "failed" not in outcomes

@@ -217,9 +217,7 @@ def test_without_statistics_weight_and_bias(emulated: Any) -> None:
             call = Call(emulated, x, given)
             assert torch.equal(call.normalise(call.like_x()), native.normalise(x, given))
             assert relative(call.sums(grad), native.backward_sums(grad, x, given)) < 1e-5
-            assert torch.equal(
-                call.input(grad, None, 1, call.like_x()), native.backward_input(grad, x, given, None, 1)
-            )
+            assert torch.equal(call.input(grad, None, 1, call.like_x()), native.backward_input(grad, x, given, None, 1))
 
 
 def test_addresses_that_are_no_multiples_of_16(emulated: Any) -> None:

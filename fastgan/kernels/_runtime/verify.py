@@ -30,7 +30,7 @@ class Verdict:
     detail: str
 
 
-def verify(checks: Mapping[str, Check], devices: list[torch.device]) -> Iterator[Verdict]:
+def verify_ops(checks: Mapping[str, Check], devices: list[torch.device]) -> Iterator[Verdict]:
     """One verdict per op and device. Devices of one architecture count as one: the first of them is used."""
     first = {architecture_of(device): device for device in reversed(devices)}
     for architecture, device in sorted(first.items()):

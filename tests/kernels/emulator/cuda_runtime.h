@@ -4,6 +4,7 @@
 // not show: speed, registers, and what other threads see of memory without a fence.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -37,7 +38,7 @@ struct uint4 {
 
 namespace emulator {
 
-constexpr unsigned kWarp = 32, kStack = 64 << 10;
+constexpr unsigned kWarp = 32, kStack = 32 << 10;
 constexpr std::size_t kShared = 100 << 10;  // bytes that a block can ask for at launch
 inline int multiprocessors = 2, blocks_per_multiprocessor = 2;
 inline bool cooperative = true;
@@ -47,11 +48,11 @@ enum class State : char { kRuns, kWaitsForWarp, kWaitsForBlock, kWaitsForGrid, k
 struct Block {
   dim3 grid, index;
   unsigned threads = 0, current = 0;
-  std::vector<ucontext_t> contexts;
-  std::vector<std::vector<char>> stacks;
+  std::unique_ptr<char[]> stacks;
+  std::vector<jmp_buf> places;  // where each thread goes on; a jump there costs no system call, as swapcontext does
   std::vector<State> states;
   std::vector<double> exchanged;  // one number per thread, of a shuffle
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::function<void()> body;
   std::barrier<>* whole_grid = nullptr;
 
@@ -65,7 +66,7 @@ inline thread_local Block* block = nullptr;
 
 inline void leave(State state) {
   block->states[block->current] = state;
-  swapcontext(&block->contexts[block->current], &block->scheduler);
+  if (_setjmp(block->places[block->current]) == 0) _longjmp(block->scheduler, 1);
 }
 
 inline void enter() {
@@ -86,23 +87,27 @@ inline void release(Block& b) {
   if (!any) std::abort();
 }
 
+// The variables that live across a jump are not changed between the two returns of _setjmp.
 inline void run_block(Block& b) {
   block = &b;
-  b.contexts.resize(b.threads);
-  b.stacks.assign(b.threads, std::vector<char>(kStack));
+  b.places.resize(b.threads);
+  b.stacks.reset(new char[std::size_t(b.threads) * kStack]);  // not touched before they are needed
   b.states.assign(b.threads, State::kRuns);
   b.exchanged.assign(b.threads, 0);
-  for (unsigned i = 0; i < b.threads; ++i) {
-    getcontext(&b.contexts[i]);
-    b.contexts[i].uc_stack.ss_sp = b.stacks[i].data();
-    b.contexts[i].uc_stack.ss_size = kStack;
-    b.contexts[i].uc_link = nullptr;
-    makecontext(&b.contexts[i], enter, 0);
-  }
+  std::vector<bool> started(b.threads, false);
   for (bool forward = true; !b.all(State::kDone, 0, b.threads); forward = !forward) {
     for (unsigned k = 0; k < b.threads; ++k) {
       b.current = forward ? k : b.threads - 1 - k;
-      if (b.states[b.current] == State::kRuns) swapcontext(&b.scheduler, &b.contexts[b.current]);
+      if (b.states[b.current] != State::kRuns || _setjmp(b.scheduler) != 0) continue;
+      if (started[b.current]) _longjmp(b.places[b.current], 1);
+      started[b.current] = true;
+      ucontext_t start;
+      getcontext(&start);
+      start.uc_stack.ss_sp = b.stacks.get() + std::size_t(b.current) * kStack;
+      start.uc_stack.ss_size = kStack;
+      start.uc_link = nullptr;
+      makecontext(&start, enter, 0);
+      setcontext(&start);
     }
     if (!b.all(State::kDone, 0, b.threads)) release(b);
   }
