@@ -147,6 +147,62 @@ void define_norm_act_cpu(py::module_& m) {
       py::arg("dx"), py::arg("threads"));
 }
 
+#ifdef FASTGAN_CUDA
+void define_norm_act_cuda(py::module_& m) {
+  m.def("norm_act_scratch", &fastgan_norm_act_scratch, py::arg("norm"), py::arg("device"), "Bytes.");
+  m.def(
+      "norm_act_stats_cuda",
+      [](const NormAct& norm, int type, Address mean, Address var, Address scratch, int device, Address stream) {
+        return fastgan_norm_act_stats_cuda(&norm, NormActType(type), at<double>(mean), at<double>(var),
+                                           at<void>(scratch), device, at<void>(stream));
+      },
+      py::arg("norm"), py::arg("type"), py::arg("mean"), py::arg("var"), py::arg("scratch"), py::arg("device"),
+      py::arg("stream"));
+  m.def(
+      "norm_act_cuda",
+      [](const NormAct& norm, int type, Address out, int device, Address stream) {
+        return fastgan_norm_act_cuda(&norm, NormActType(type), at<void>(out), device, at<void>(stream));
+      },
+      py::arg("norm"), py::arg("type"), py::arg("out"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "norm_act_sums_cuda",
+      [](const NormAct& norm, int type, Address grad, Address sums, Address scratch, int device, Address stream) {
+        return fastgan_norm_act_sums_cuda(&norm, NormActType(type), at<const void>(grad), at<double>(sums),
+                                          at<void>(scratch), device, at<void>(stream));
+      },
+      py::arg("norm"), py::arg("type"), py::arg("grad"), py::arg("sums"), py::arg("scratch"), py::arg("device"),
+      py::arg("stream"));
+  m.def(
+      "norm_act_input_cuda",
+      [](const NormAct& norm, int type, Address grad, Address sums, double count, Address dx, int device,
+         Address stream) {
+        return fastgan_norm_act_input_cuda(&norm, NormActType(type), at<const void>(grad), at<const double>(sums),
+                                           count, at<void>(dx), device, at<void>(stream));
+      },
+      py::arg("norm"), py::arg("type"), py::arg("grad"), py::arg("sums"), py::arg("count"), py::arg("dx"),
+      py::arg("device"), py::arg("stream"));
+  m.def(
+      "norm_act_train_cuda",
+      [](const NormAct& norm, int type, Address mean, Address var, Address out, bool fused, Address scratch, int device,
+         Address stream) {
+        return fastgan_norm_act_train_cuda(&norm, NormActType(type), at<double>(mean), at<double>(var), at<void>(out),
+                                           at<void>(scratch), fused, device, at<void>(stream));
+      },
+      py::arg("norm"), py::arg("type"), py::arg("mean"), py::arg("var"), py::arg("out"), py::arg("fused"),
+      py::arg("scratch"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "norm_act_backward_cuda",
+      [](const NormAct& norm, int type, Address grad, bool training, Address sums, Address dx, bool fused,
+         Address scratch, int device, Address stream) {
+        return fastgan_norm_act_backward_cuda(&norm, NormActType(type), at<const void>(grad), training,
+                                              at<double>(sums), at<void>(dx), at<void>(scratch), fused, device,
+                                              at<void>(stream));
+      },
+      py::arg("norm"), py::arg("type"), py::arg("grad"), py::arg("training"), py::arg("sums"), py::arg("dx"),
+      py::arg("fused"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -222,6 +278,7 @@ PYBIND11_MODULE(_C, m) {
   define_norm_act_cpu(m);
 
 #ifdef FASTGAN_CUDA
+  define_norm_act_cuda(m);
   m.attr("ADAM_EMA_SCRATCH") = kAdamEmaScratch;
   m.def(
       "adam_ema_cuda",

@@ -218,3 +218,27 @@ void fastgan_norm_act_train_cpu(const fastgan::NormAct* norm, fastgan::NormActTy
 void fastgan_norm_act_backward_cpu(const fastgan::NormAct* norm, fastgan::NormActType type, const void* grad,
                                    bool training, double* sums, void* dx, int threads);
 }
+
+// The same on the GPU, queued on `stream` of `device`; everything is there, `scratch` too: aligned memory of
+// fastgan_norm_act_scratch bytes, in use until the work is done. Each returns a cudaError_t. For a given device the bits
+// are always the same; those of `out`, and of dx with given sums, are those of the CPU but for activations in double.
+extern "C" {
+
+int64_t fastgan_norm_act_scratch(const fastgan::NormAct* norm, int device);
+
+int fastgan_norm_act_stats_cuda(const fastgan::NormAct* norm, fastgan::NormActType type, double* mean, double* var,
+                                void* scratch, int device, void* stream);
+int fastgan_norm_act_cuda(const fastgan::NormAct* norm, fastgan::NormActType type, void* out, int device,
+                          void* stream);
+int fastgan_norm_act_sums_cuda(const fastgan::NormAct* norm, fastgan::NormActType type, const void* grad, double* sums,
+                               void* scratch, int device, void* stream);
+int fastgan_norm_act_input_cuda(const fastgan::NormAct* norm, fastgan::NormActType type, const void* grad,
+                                const double* sums, double count, void* dx, int device, void* stream);
+
+// In one kernel that keeps in shared memory what fits of x (and grad), where the device can and `fused` is set.
+int fastgan_norm_act_train_cuda(const fastgan::NormAct* norm, fastgan::NormActType type, double* mean, double* var,
+                                void* out, void* scratch, bool fused, int device, void* stream);
+int fastgan_norm_act_backward_cuda(const fastgan::NormAct* norm, fastgan::NormActType type, const void* grad,
+                                   bool training, double* sums, void* dx, void* scratch, bool fused, int device,
+                                   void* stream);
+}

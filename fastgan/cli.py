@@ -115,6 +115,9 @@ class Interpolate:
 class Doctor:
     """Say what is installed, and for each kernel which implementation runs here and why."""
 
+    verify: bool = False
+    """check our kernels on the GPUs that are here; those that pass are used from then on"""
+
 
 @dataclass
 class Bench:
@@ -191,7 +194,7 @@ def run(command: Command) -> int:
         case Bench():
             return run_bench(command)
         case Doctor():
-            return run_doctor()
+            return run_doctor(command)
 
 
 def train_config(command: Train) -> Config:
@@ -361,20 +364,22 @@ def _writable(path: Path):  # type: ignore[no-untyped-def]
         raise FastganError(f"cannot write {path}: {error.strerror}; choose another --out") from None
 
 
-def run_doctor() -> int:
+def run_doctor(command: Doctor) -> int:
     from fastgan.bench import device_info
     from fastgan.kernels import _runtime
+    from fastgan.kernels.verify import verify_kernels
     from fastgan.train import pick_device
 
     here = device_info(pick_device("auto"))
     _say(f"fastgan {__version__}, Python {here.python}, torch {here.torch}, CUDA {here.cuda}, triton {here.triton}")
     _say(f"{here.name}, {here.threads} threads")
     _say(_runtime.build_summary())
+    passed = verify_kernels(_say) if command.verify else True
     table = Table("operation", "runs as", "because", box=None, pad_edge=False)
     for op in _runtime.report():
         table.add_row(op.op, op.implementation, op.reason)
     console.print(table)
-    return 0
+    return 0 if passed else 1
 
 
 def run_bench(command: Bench) -> int:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fastgan import cli
+from fastgan.kernels import _runtime
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -167,6 +168,18 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in text
 
 
+def test_doctor_verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runtime, "gpus", lambda: [])
+    assert cli.main(["doctor", "--verify"]) == 0
+    assert "nothing to verify: no CUDA device" in capsys.readouterr().out
+    for outcome, status in (("passed", 0), ("skipped", 0), ("failed", 1)):
+        verdicts = [_runtime.Verdict("masked_act", "cuda:0", outcome, "why")]
+        monkeypatch.setattr(_runtime, "gpus", lambda: ["cuda:0"])
+        monkeypatch.setattr(_runtime, "verify_ops", lambda checks, devices, verdicts=verdicts: verdicts)
+        assert cli.main(["doctor", "--verify"]) == status
+        assert f"masked_act on cuda:0: {outcome} (why)" in capsys.readouterr().out
+
+
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     sets = [a for a in TINY if a not in ("--kimg", "0.032")]
     assert cli.main(["bench", *sets, "--steps", "2"]) == 0
@@ -180,7 +193,7 @@ def test_seeds() -> None:
 
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
-    code = "import fastgan.cli as c; c.run_doctor = lambda: 1 / 0; raise SystemExit(c.main(['doctor']))"
+    code = "import fastgan.cli as c; c.run_doctor = lambda _: 1 / 0; raise SystemExit(c.main(['doctor']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

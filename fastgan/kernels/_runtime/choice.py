@@ -2,24 +2,28 @@
 
 `FASTGAN_KERNELS`, read at the first call of each op on a device, decides:
 
-    auto      (default) our C++ on the CPU; our GPU kernel on architectures on which its tests have passed
+    auto      (default) our C++ on the CPU; our GPU kernel on architectures on which its tests have passed, be it before
+              the release or here, by `fastgan doctor --verify`
     library   PyTorch everywhere
     all       ours wherever there is one, tested or not
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fastgan.errors import FastganError
+from fastgan.kernels._runtime import cache
 from fastgan.kernels._runtime.extension import EXTENSION
 
 # Op -> what its GPU kernel is written in
@@ -69,13 +73,27 @@ def _choose_cuda(op: str, device: torch.device, mode: str) -> Choice:
     kernel = GPU_KERNELS[op]
     if problem := _no_triton() if kernel == "Triton" else _no_cuda_part(device):
         return Choice("PyTorch", problem)
-    major, minor = torch.cuda.get_device_capability(device)
-    architecture = f"sm_{major}{minor}"
+    architecture = architecture_of(device)
+    here = verified_here(op, architecture)
+    if mode == "auto" and here not in ("", PASSED):
+        return Choice("PyTorch", f"`fastgan doctor --verify` failed on {architecture}: {here}")
     if architecture in verified()[op]:
         return Choice(kernel, f"verified on {architecture}")
+    if here == PASSED:
+        return Choice(kernel, f"verified on {architecture} by `fastgan doctor --verify`")
     if mode == "all":
         return Choice(kernel, f"FASTGAN_KERNELS=all; not verified on {architecture} yet")
-    return Choice("PyTorch", f"our kernel is not verified on {architecture} yet; FASTGAN_KERNELS=all runs it")
+    return Choice(
+        "PyTorch",
+        f"our kernel is not verified on {architecture} yet; `fastgan doctor --verify` does it, "
+        "FASTGAN_KERNELS=all runs it",
+    )
+
+
+def architecture_of(device: torch.device) -> str:
+    """Such as "sm_90"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def _no_cuda_part(device: torch.device) -> str:
@@ -97,9 +115,42 @@ def verified() -> dict[str, list[str]]:
     return table
 
 
+# What is recorded of a check that has passed; of one that has not it is the reason.
+PASSED = "passed"
+
+
+def verified_here(op: str, architecture: str) -> str:
+    """What `fastgan doctor --verify` found on this machine with these versions: PASSED, why it failed, or ""."""
+    return cache.read("verified").get(verification(op, architecture), "")
+
+
+def verification(op: str, architecture: str) -> str:
+    """The key under which the outcome is recorded."""
+    return f"{op} on {architecture}, {cache.versions()}"
+
+
+@contextlib.contextmanager
+def forced(mode: str) -> Iterator[None]:
+    """FASTGAN_KERNELS=mode for as long as this lasts; what has failed before is tried again, and forgotten after."""
+    before, failed = os.environ.get("FASTGAN_KERNELS"), dict(_disabled)
+    os.environ["FASTGAN_KERNELS"] = mode
+    _disabled.clear()
+    choose.cache_clear()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["FASTGAN_KERNELS"]
+        else:
+            os.environ["FASTGAN_KERNELS"] = before
+        _disabled.clear()
+        _disabled.update(failed)
+        choose.cache_clear()
+
+
 def disable(op: str, device: torch.device, failure: int | Exception) -> None:
     """After a launch that failed, with a cudaError_t or an exception: warns once, and from now on PyTorch does it."""
-    why = EXTENSION.module.cuda_error(failure) if isinstance(failure, int) else _first_line(failure)
+    why = EXTENSION.module.cuda_error(failure) if isinstance(failure, int) else first_line(failure)
     reason = f"its launch failed ({why})"
     _disabled[op, device] = reason
     choose.cache_clear()
@@ -111,6 +162,7 @@ def disable(op: str, device: torch.device, failure: int | Exception) -> None:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of an error of any kind: its type and the beginning of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

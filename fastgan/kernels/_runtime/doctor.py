@@ -23,10 +23,15 @@ class OpReport:
 
 def report() -> list[OpReport]:
     """One entry per op and device that is here: the CPU and every CUDA device that torch can use."""
-    count = 0 if _no_cuda() else torch.cuda.device_count()
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
+    devices = [torch.device("cpu"), *gpus()]
     choices = [(op, device, choose(op, device)) for op in OPS for device in devices]
     return [OpReport(op, str(device), choice.implementation, choice.reason) for op, device, choice in choices]
+
+
+def gpus() -> list[torch.device]:
+    """Every CUDA device that torch can use."""
+    count = 0 if _no_cuda() else torch.cuda.device_count()
+    return [torch.device("cuda", i) for i in range(count)]
 
 
 def build_summary() -> str:

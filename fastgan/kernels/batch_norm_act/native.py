@@ -1,11 +1,13 @@
-"""norm_act in C++: statistics, normalisation with activation, and both derivatives (csrc/norm_act.h).
+"""norm_act in C++ and CUDA C++: statistics, normalisation with activation, and both derivatives (csrc/norm_act.h).
 
 x: [N, C, ...], 2 to 5 dimensions, float32, float64, bfloat16 or float16; contiguous or channels-last, else it is
 copied. Results have the layout of x, and grad is brought into it. Arithmetic is in float32, or in float64 for that.
+Where a launch on a GPU fails, PyTorch does it, here and from then on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.kernels._runtime import EXTENSION
-from fastgan.kernels.batch_norm_act.reference import Norm, arithmetic_type
+from fastgan.kernels.batch_norm_act import native_cuda
+from fastgan.kernels.batch_norm_act.native_cuda import plain_input, plain_normalise, plain_sums
+from fastgan.kernels.batch_norm_act.reference import Norm, arithmetic_type, reference_stats
 
 # As NormActType in csrc/norm_act.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -25,7 +29,8 @@ def stats(x: Tensor) -> tuple[Tensor, Tensor]:
     x = dense(x)
     mean, var = _per_channel(x), _per_channel(x)
     call = _Call(x, Norm())
-    EXTENSION.module.norm_act_stats_cpu(call.norm, call.type, mean.data_ptr(), var.data_ptr(), call.threads)
+    if not call.run("norm_act_stats", mean.data_ptr(), var.data_ptr()):
+        return reference_stats(x)
     return mean, var
 
 
@@ -34,7 +39,8 @@ def normalise(x: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     x = dense(x)
     out = _result("out", out, x)
     call = _Call(x, norm)
-    EXTENSION.module.norm_act_cpu(call.norm, call.type, out.data_ptr(), call.threads)
+    if not call.run("norm_act", out.data_ptr()):
+        out.copy_(plain_normalise(x, norm))
     return out
 
 
@@ -44,7 +50,8 @@ def backward_sums(grad: Tensor, x: Tensor, norm: Norm) -> Tensor:
     grad = _like(grad, x)
     sums = _per_channel(x, 2)
     call = _Call(x, norm)
-    EXTENSION.module.norm_act_sums_cpu(call.norm, call.type, grad.data_ptr(), sums.data_ptr(), call.threads)
+    if not call.run("norm_act_sums", grad.data_ptr(), sums.data_ptr()):
+        return plain_sums(grad, x, norm)
     return sums
 
 
@@ -64,9 +71,8 @@ def backward_input(
     if sums is not None:
         sums = _vector("sums", sums, (2, x.shape[1]), torch.float64)
         address = sums.data_ptr()
-    EXTENSION.module.norm_act_input_cpu(
-        call.norm, call.type, grad.data_ptr(), address, count, out.data_ptr(), call.threads
-    )
+    if not call.run("norm_act_input", grad.data_ptr(), address, count, out.data_ptr()):
+        out.copy_(plain_input(grad, x, norm, sums, count))
     return out
 
 
@@ -76,9 +82,9 @@ def train(x: Tensor, norm: Norm, out: Tensor | None = None) -> tuple[Tensor, Ten
     out = _result("out", out, x)
     mean, var = _per_channel(x), _per_channel(x)
     call = _Call(x, norm)
-    EXTENSION.module.norm_act_train_cpu(
-        call.norm, call.type, mean.data_ptr(), var.data_ptr(), out.data_ptr(), call.threads
-    )
+    if not call.run("norm_act_train", mean.data_ptr(), var.data_ptr(), out.data_ptr()):
+        mean, var = reference_stats(x)
+        out.copy_(plain_normalise(x, dataclasses.replace(norm, mean=mean, var=var)))
     return out, mean, var
 
 
@@ -91,9 +97,10 @@ def backward(grad: Tensor, x: Tensor, norm: Norm, out: Tensor | None = None) -> 
     out = _result("out", out, x)
     sums = _per_channel(x, 2)
     call = _Call(x, norm)
-    EXTENSION.module.norm_act_backward_cpu(
-        call.norm, call.type, grad.data_ptr(), training, sums.data_ptr(), out.data_ptr(), call.threads
-    )
+    if not call.run("norm_act_backward", grad.data_ptr(), training, sums.data_ptr(), out.data_ptr()):
+        sums = plain_sums(grad, x, norm)
+        count = x.numel() // max(1, x.shape[1])
+        out.copy_(plain_input(grad, x, norm, sums if training else None, count))
     return out, sums
 
 
@@ -168,4 +175,11 @@ class _Call:
         addresses = [x.data_ptr(), *(0 if v is None else v.data_ptr() for v in self.kept)]
         self.norm = EXTENSION.module.NormAct(addresses, [outer, channels, inner], norm.eps, norm.act, norm.slope)
         self.type = TYPES[x.dtype]
-        self.threads = torch.get_num_threads()
+        self.device = x.device
+
+    def run(self, name: str, *arguments: float) -> bool:
+        """Calls the function. False where it cannot run, and then nothing has been changed."""
+        if self.device.type == "cuda":
+            return native_cuda.run(name, self.norm, self.type, self.device, arguments)
+        getattr(EXTENSION.module, f"{name}_cpu")(self.norm, self.type, *arguments, torch.get_num_threads())
+        return True

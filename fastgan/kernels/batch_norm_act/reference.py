@@ -74,11 +74,11 @@ def reference(
     """a [N, C, ...] in the type of x. In training, mean and var are functions of x: they are computed again."""
     if training and mean is not None:
         mean, var = reference_stats(x)
-    z = _before_activation(x, Norm(mean, var, weight, bias, eps))
+    z = before_activation(x, Norm(mean, var, weight, bias, eps))
     return activate(z, act, slope).to(x.dtype)
 
 
-def _before_activation(x: Tensor, norm: Norm) -> Tensor:
+def before_activation(x: Tensor, norm: Norm) -> Tensor:
     """z, in the type of the arithmetic."""
     dtype = arithmetic_type(x.dtype)
     z, weight, bias = x.to(dtype), norm.weight, norm.bias
@@ -97,8 +97,8 @@ def reference_backward(grad: Tensor, x: Tensor, norm: Norm) -> tuple[Tensor, Ten
     """dx like x, dweight and dbias [C] in the type of the arithmetic, by the formulas: inside an op there is no
     autograd. In training, norm.mean and norm.var have to be those of x."""
     dtype, dims = arithmetic_type(x.dtype), [d for d in range(x.dim()) if d != 1]
-    dz = activate_backward(grad.to(dtype), _before_activation(x, norm), norm.act, norm.slope)
-    xhat = _before_activation(x, Norm(norm.mean, norm.var, eps=norm.eps))
+    dz = activate_backward(grad.to(dtype), before_activation(x, norm), norm.act, norm.slope)
+    xhat = before_activation(x, Norm(norm.mean, norm.var, eps=norm.eps))
     dbias, dweight = dz.sum(dims, dtype=torch.float64), (dz * xhat).sum(dims, dtype=torch.float64)
     if norm.training and norm.mean is not None:
         count = x.numel() // x.shape[1]

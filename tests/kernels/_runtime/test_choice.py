@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +29,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, status: int | None = 0, capabili
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     monkeypatch.delenv("FASTGAN_KERNELS", raising=False)
     monkeypatch.setattr(choice, "_disabled", {})
     choose.cache_clear()
@@ -65,7 +67,8 @@ def test_a_gpu_kernel_runs_where_it_was_verified(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(choice, "verified", lambda: {"adam_ema": ["sm_90"], "counter_noise": []})
     assert choose("adam_ema", GPU) == choice.Choice("CUDA C++", "verified on sm_90")
     assert choose("counter_noise", GPU).implementation == "PyTorch"
-    assert "not verified on sm_90 yet; FASTGAN_KERNELS=all runs it" in choose("counter_noise", GPU).reason
+    reason = choose("counter_noise", GPU).reason
+    assert "not verified on sm_90 yet; `fastgan doctor --verify` does it, FASTGAN_KERNELS=all runs it" in reason
     monkeypatch.setenv("FASTGAN_KERNELS", "all")
     choose.cache_clear()
     assert choose("counter_noise", GPU).implementation == "CUDA C++"
