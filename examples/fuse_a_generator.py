@@ -8,6 +8,7 @@ The time depends on the device; on one where our kernels do not run, both are th
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 import time
 
@@ -23,7 +24,7 @@ def generator(width: int) -> nn.Sequential:
     """DCGAN's: z [N, LATENT, 1, 1] -> images [N, 3, 64, 64]."""
     widths = [LATENT, 8 * width, 4 * width, 2 * width, width]
     layers: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
         stride, padding = (1, 0) if i == 0 else (2, 1)
         layers += [
             nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False),

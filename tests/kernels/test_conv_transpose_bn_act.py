@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -12,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
+from fastgan.kernels._runtime import choice
 from fastgan.kernels.batch_norm_act import ACTS, Norm, batch_norm_stats
-from fastgan.kernels.conv_transpose_bn_act import CASES, Geometry, conv_transpose
+from fastgan.kernels.conv_transpose_bn_act import CASES, Geometry, conv_transpose, gpu
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
@@ -255,3 +259,74 @@ SQUARE = {"stride": (2, 2), "padding": (1, 1), "output_padding": (0, 0), "dilati
 def test_what_is_refused(call: Any, message: str) -> None:
     with pytest.raises(FastganError, match=message):
         call()
+
+
+# ---- the candidates on a GPU
+
+INTERPRETED = """
+import torch
+from fastgan.kernels.batch_norm_act import Norm, batch_norm_stats
+from fastgan.kernels.conv_transpose_bn_act import Geometry, gpu, run
+
+torch.manual_seed(0)
+weight, geometry = 0.1 * torch.randn(5, 6, 4, 4), Geometry()
+x = torch.randn(2, 5, 3, 4).contiguous(memory_format=torch.channels_last)
+norm = Norm(*batch_norm_stats(x), torch.randn(5), torch.randn(5), 1e-5, 2, 0.2, True)
+grad = torch.randn(2, 6, 6, 8).contiguous(memory_format=torch.channels_last)
+compared = 0
+for act_out, want_stats in ((3, False), (0, True)):
+    arguments = (x, norm, weight, torch.randn(6), geometry, act_out, 0.2, want_stats)
+    candidates = gpu.forward(lambda: run._library(*arguments), *arguments)
+    exact = candidates["library"]()
+    for name, candidate in candidates.items():
+        for made, truth in zip(candidate(), exact, strict=True):
+            assert (made is None) == (truth is None), name
+            if truth is not None:
+                assert (made - truth).norm() <= 1e-5 * truth.norm(), name
+                compared += 1
+products = run._library_products(grad, run.prologue(x, norm), weight, geometry, [True, True, False])
+for candidates, truth in (
+    (gpu.input_gradient(lambda: products[0], grad, weight, geometry), products[0]),
+    (gpu.weight_gradient(lambda: products[1], grad, x, norm, weight, geometry), products[1]),
+):
+    for name, candidate in candidates.items():
+        assert (candidate() - truth).norm() <= 1e-5 * truth.norm(), name
+        compared += 1
+assert compared == 3 * (1 + 3) + 3 * 2, compared
+"""
+
+
+def test_the_candidates_on_a_gpu_agree_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_failed_launch_leaves_it_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a kernel that was right when it was compared, and is no longer launched."""
+
+    def fail() -> Tensor:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(choice, "_disabled", {})
+    monkeypatch.setattr(gpu, "decide", lambda *_: "Triton")
+    candidates = {"library": lambda: X, "Triton": fail}
+    with pytest.warns(RuntimeWarning, match="conv_transpose_bn_act runs in PyTorch .* no such luck.*report") as said:
+        assert gpu.best("forward", X, W, Geometry(), "", candidates) is X
+    assert len(said) == 1
+    assert not choice.choose("conv_transpose_bn_act", CPU).native
+    choice.choose.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_chain_with_our_kernels_on_the_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, forward and backward, through the ops."""
+    monkeypatch.setenv("FASTGAN_KERNELS", "all")
+    choice.choose.cache_clear()
+    for case in ("odd sizes", "eight channels", "dcgan-64 from 8x8", "dcgan-64 to image", "vocoder, k16 s8"):
+        Block(case, torch.device("cuda", 0), dtype).check(1e-3, 1e-3, act="relu", act_out="tanh")  # TF32
+    choice.choose.cache_clear()

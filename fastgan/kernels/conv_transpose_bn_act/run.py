@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from fastgan.kernels.activations import activate, slope_from_output
 from fastgan.kernels.batch_norm_act import Norm, native, reference_stats
 from fastgan.kernels.batch_norm_act.op import native_backward
 from fastgan.kernels.batch_norm_act.reference import arithmetic_type, reference, reference_backward
-from fastgan.kernels.conv_transpose_bn_act import columns
+from fastgan.kernels.conv_transpose_bn_act import columns, gpu
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
 
 aten = torch.ops.aten
@@ -27,10 +29,29 @@ def forward(
     want_stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y channels-last; mean and var of y, or None."""
-    a = prologue(channels_last(x), norm)
+    x = channels_last(x)
     if _by_columns(x, weight, geometry):
-        return columns.forward(a, weight, bias, geometry, act_out, slope_out, want_stats)
-    g = geometry
+        return columns.forward(prologue(x, norm), weight, bias, geometry, act_out, slope_out, want_stats)
+    library = functools.partial(_library, x, norm, weight, bias, geometry, act_out, slope_out, want_stats)
+    if not gpu.can(x, weight, geometry):
+        return library()
+    candidates = gpu.forward(library, x, norm, weight, bias, geometry, act_out, slope_out, want_stats)
+    options = f"norm {norm.mean is not None}, act {norm.act}, act_out {act_out}, statistics {want_stats}"
+    made: tuple[Tensor, Tensor | None, Tensor | None] = gpu.best("forward", x, weight, geometry, options, candidates)
+    return made
+
+
+def _library(
+    x: Tensor,
+    norm: Norm,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    act_out: int,
+    slope_out: float,
+    want_stats: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    g, a = geometry, prologue(x, norm)
     y = aten.convolution(
         a, channels_last(weight), bias, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups
     )
@@ -57,9 +78,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dnorm_weight, dnorm_bias, dweight, dbias; empty where not needed. y: given where there is an act_out."""
     x, grad = channels_last(x), channels_last(grad)
-    a = prologue(x, norm) if needs[1] else x
-    da, dweight, dbias = _backward(grad, y, needs, a, weight, geometry, act_out, slope_out)
-    del a
+    da, dweight, dbias = _products(grad, y, needs, x, norm, weight, geometry, act_out, slope_out)
     dscale = dshift = None
     if da is not None and not norm.is_identity:
         if _ours(x):
@@ -78,28 +97,56 @@ def backward(
     return dx, dscale, dshift, dweight, dbias
 
 
-def _backward(
+def _products(
     grad: Tensor,
     y: Tensor | None,
     needs: list[bool],
-    a: Tensor,
+    x: Tensor,
+    norm: Norm,
     weight: Tensor,
     geometry: Geometry,
     act_out: int,
     slope_out: float,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """da, dweight, dbias: of the transposed convolution and the activation behind it."""
-    if _by_columns(a, weight, geometry):
-        wanted = needs[0], needs[1], needs[2]
+    if _by_columns(x, weight, geometry):
+        wanted, a = (needs[0], needs[1], needs[2]), prologue(x, norm) if needs[1] else x
         return columns.backward(grad, a, weight, y, geometry, act_out, slope_out, wanted)
     if y is not None and act_out:
         grad = through_activation(grad, y, act_out, slope_out)
-    g = geometry
+    if not gpu.can(x, weight, geometry):
+        return _library_products(grad, prologue(x, norm) if needs[1] else x, weight, geometry, needs)
+
+    def input_gradient() -> Tensor:
+        da = _library_products(grad, x, weight, geometry, [True, False, False])[0]
+        assert da is not None
+        return da
+
+    def weight_gradient() -> Tensor:
+        dweight = _library_products(grad, prologue(x, norm), weight, geometry, [False, True, False])[1]
+        assert dweight is not None
+        return dweight
+
+    da = dweight = None
+    if needs[0]:
+        candidates = gpu.input_gradient(input_gradient, grad, weight, geometry)
+        da = gpu.best("input gradient", x, weight, geometry, "", candidates)
+    if needs[1]:
+        candidates = gpu.weight_gradient(weight_gradient, grad, x, norm, weight, geometry)
+        options = f"norm {norm.mean is not None}, act {norm.act}"
+        dweight = gpu.best("weight gradient", x, weight, geometry, options, candidates)
+    return da, dweight, grad.sum((0, 2, 3)) if needs[2] else None
+
+
+def _library_products(
+    grad: Tensor, a: Tensor, weight: Tensor, geometry: Geometry, needs: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    g, outputs = geometry, weight.shape[1] * geometry.groups
     made: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.convolution_backward(
         grad,
         a,
         channels_last(weight),
-        [weight.shape[1] * g.groups],
+        [outputs],
         g.stride,
         g.padding,
         g.dilation,
