@@ -308,7 +308,7 @@ struct Unfolding {
   T* columns;
   int64_t c, reach;  // elements of a pixel, and of what a row of input pixels reaches of a row of y
 
-  // What input row h reaches of the gradient, a row for each tap; 0 outside.
+  // What input row h reaches of the gradient, a row for each tap. Outside of the image `lines` are 0 and stay so.
   void gather(int64_t sample, int64_t h, T* lines) const {
     const int64_t row = f.large[1] * c, before = std::min(f.padding[1] * c, reach);
     const int64_t inside = std::max<int64_t>(std::min(row, reach - before), 0);
@@ -320,12 +320,10 @@ struct Unfolding {
         continue;
       }
       const int64_t from = (sample * f.large[0] + o) * row;
-      std::fill_n(line, before, T(0));
       if (a)
         times_slopes(act.act, T(act.slope), grad + from, a + from, inside, line + before);
       else
         memcpy(line + before, grad + from, inside * sizeof(T));
-      std::fill(line + before + inside, line + reach, T(0));
     }
   }
 

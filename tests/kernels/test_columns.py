@@ -80,6 +80,8 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, act: str 
         assert made.dtype == x.dtype
         assert relative(made, expected) < bound
     if ours[2] is not None:
+        without = columns.backward(grad, x, weight, a, g, code, slope, (True, True, False), how)
+        assert all(relative(v, e) < bound for v, e in zip(without[:2], theirs[:2], strict=True) if v is not None)
         assert (ours[2].double() - theirs[2]).norm() <= sums * grad.double().abs().sum(over).norm()
     assert all(is_channels_last(made) for made in ours[:2] if made is not None)
 
@@ -230,6 +232,20 @@ def test_bits_depend_on_no_number_of_threads(channels: int) -> None:
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(*pair) for pair in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_nothing_is_written_past_the_end(channels: int) -> None:
+    fold = fold_of(2, channels, (5, 6))
+    image = columns._new_image(torch.empty(3), channels, fold.sizes[1])
+    made, image[2:] = random((2 * 30, 16 * channels)), 7
+    after = columns._After(None, 0, 0.0)
+    fold.run(made, image[:2], after, None)
+    assert (image[2:] == 7).all()
+    assert not image.isnan().any()
+    more = torch.full((3 * 30, 16 * channels), 7.0)
+    fold.unfold(image[:2], None, after, more[:60])
+    assert (more[60:] == 7).all()
 
 
 @settings(max_examples=60, deadline=None)
