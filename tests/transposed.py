@@ -115,7 +115,7 @@ TABLES: dict[str, list[tuple[Case, torch.dtype]]] = {
     "layers": [
         (Case(1, 16, 16, (4, 4), norm=False, act_in=NONE), SINGLE),
         (Case(3, 16, 16, (2, 4)), HALF),
-        (Case(2, 24, 24, (2, 3), act_in=RELU), SINGLE),
+        (Case(2, 24, 16, (2, 3), act_in=RELU), SINGLE),
         (Case(1, 8, 24, (13,), (16, 8, 4, 0)), SINGLE),
         (Case(1, 8, 8, (1, 1), act_in=NONE, act_out=RELU, statistics=False), SINGLE),
     ],

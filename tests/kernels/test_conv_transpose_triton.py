@@ -123,6 +123,32 @@ def interpret(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_which_version_and_how_many_parts() -> None:
+    """Descriptors where TMA can describe the tensors; parts of a weight gradient only where that fills the GPU."""
+    pytest.importorskip("triton")
+    from fastgan.kernels.conv_transpose_bn_act import calls
+
+    def versions(size: tuple[int, int], cin: int, cout: int, offset: int = 0) -> list[str]:
+        storage = torch.empty(2 * size[0] * size[1] * cin + offset)
+        x, weight = storage[offset:].view(2, *size, cin), torch.empty(cin, 4, 4, cout)
+        call, y, *_ = calls.forward(x, weight, None, K4, calls.Prologue(), 0, 0.0, False, how)
+        made = [call, calls.convolution(y, weight, None, K4, 0, 0.0, how)[0]]
+        made.append(calls.weight_gradient(x, y, K4, calls.Prologue(), x.dtype, how)[0][0])
+        return [call.kernel.__module__.rpartition(".")[2] for call in made]
+
+    how = calls.How(90, True)
+    assert versions((4, 4), 64, 32) == ["descriptors"] * 3
+    assert versions((4, 3), 24, 64) == ["descriptors"] * 3
+    assert versions((4, 4), 64, 24) == ["descriptors", "pointers", "pointers"]  # would reach into the next column
+    assert versions((4, 4), 62, 64) == ["pointers"] * 3
+    assert versions((4, 4), 64, 64, offset=1) == ["pointers", "descriptors", "pointers"]
+    assert versions((6, 4), 64, 64)[0] == "pointers"
+    how = calls.How(90, False)
+    assert versions((4, 4), 64, 32) == ["pointers"] * 3
+    x, grad = torch.empty(256, 32, 32, 128, device="meta"), torch.empty(256, 64, 64, 64, device="meta")
+    assert calls.weight_gradient(x, grad, K4, calls.Prologue(), x.dtype, how)[0][0].grid == (16, 16)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["layers pointers", "layers descriptors", "odd pointers", "image pointers"])
 def test_same_as_float64(table: str) -> None:
