@@ -29,7 +29,7 @@ LAYERS = {
 }
 IMAGE_LAYERS = {"64x64, 64 to 3": (K4, 256, 64, 64, 64, 3), "128x128, 32 to 3": (K4, 256, 128, 128, 32, 3)}
 VOCODER = {"k16 s8, 256 to 128": (K16, 16, 1, 256, 256, 128), "k8 s4, 128 to 64": (K8, 16, 1, 2048, 128, 64)}
-EVERYWHERE = ("8x8, 512 to 256", "64x64, 64 to 3")
+EVERYWHERE = ("8x8, 512 to 256", "64x64, 64 to 32", "64x64, 64 to 3")
 DESCRIPTORS = (90, 100, 120)
 RELU, LEAKY_RELU, TANH = 1, 2, 3
 

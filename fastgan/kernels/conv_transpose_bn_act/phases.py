@@ -108,7 +108,9 @@ def product_tile(m: int, n: int, k: int, copies: int, size: int, widest: bool, r
             tiles.insert(0, Tile(256, 64, deep))
     else:
         width = max(16, power_of_two(n))
-        tiles = [Tile(256, width, deep), Tile(128, width, deep, 4), Tile(64, width, deep, 4)]
+        tiles = [Tile(128, width, deep, 4), Tile(64, width, deep, 4)]
+        if roomy:
+            tiles.insert(0, Tile(256, width, deep))
     for tile in tiles:
         if copies * -(-m // tile.m) * -(-n // tile.n) >= MULTIPROCESSORS:
             return tile
