@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   finish_grad_sums<A>(norm, partial, gridDim.y, warp, warps, sums);
   cooperative_groups::this_grid().sync();
   load_factors(of, norm, cover, sums, count);
-  write_dx<T, kWidth, kSmooth>(norm, grad, dx, of, cover, walk, kept, held);
+  // One entry at a time: most of them come from shared memory, and two would spill registers on sm_120.
+  write_dx<T, kWidth, kSmooth, 1>(norm, grad, dx, of, cover, walk, kept, held);
 }
 
 // How a kernel of this file fits onto `device`: blocks at once, and entries per thread that they keep.

@@ -165,12 +165,11 @@ __device__ __forceinline__ void write_out(const NormAct& norm, T* out, const Fac
 }
 
 // dx from the sums, which are in the factors; dx may be grad.
-template <typename T, int kWidth, bool kSmooth>
+template <typename T, int kWidth, bool kSmooth, int kMany = kActBatch<kSmooth>>
 __device__ __forceinline__ void write_dx(const NormAct& norm, const T* grad, T* dx,
                                          const Factors<Arithmetic<T>> (&of)[kWidth], const Cover& cover,
                                          const Walk<kWidth>& walk, const uint4* kept, int held) {
   using A = Arithmetic<T>;
-  constexpr int kMany = kActBatch<kSmooth>;
   const Activation<A, kSmooth> act(norm);
   const T* const x = static_cast<const T*>(norm.x);
   for_batches<kMany>(walk, cover, [&](const int64_t(&offsets)[kMany], int64_t k, int there) {

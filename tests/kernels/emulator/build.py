@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-pthread", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
 
 # A launch, kernel<<<grid, threads, shared, stream>>>(arguments), and shared memory whose size the launch says
 LAUNCH = re.compile(r"(\w+(?:<[\w\s,:()<>]*>)?)\s*<<<([^,]+),\s*(\w+),\s*(\w+),\s*\w+>>>\(")
@@ -24,16 +24,22 @@ extern "C" void emulator_device(int multiprocessors, int blocks_per_multiprocess
 
 
 def build(cxx: str, folder: Path) -> Path:
-    """The path of the library. Raises CalledProcessError, which holds what the compiler said."""
-    sources = []
-    for name in ("norm_act.cu", "norm_act_fused.cu"):
-        text = LAUNCH.sub(r"emulator::launch(\1, \2, \3, \4, false, ", (CSRC / "cuda" / name).read_text())
-        assert "<<<" not in text, "a launch that is written in another way"
-        sources.append(folder / f"{name}.cpp")
-        sources[-1].write_text(text.replace(DYNAMIC, "#define kept emulator::dynamic.data()"))
-    (folder / "options.cpp").write_text(f"#include <cuda_runtime.h>\n{OPTIONS}")
-    library = folder / "emulated.so"
+    """The path of the library. Raises RuntimeError with what the compiler said."""
     includes = [f"-I{HERE}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
-    command = [cxx, *FLAGS, *includes, *map(str, sources), str(folder / "options.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    objects, running = [], []
+    for name in ("norm_act.cu", "norm_act_fused.cu", "options"):
+        text = f"#include <cuda_runtime.h>\n{OPTIONS}"
+        if name != "options":
+            text = LAUNCH.sub(r"emulator::launch(\1, \2, \3, \4, false, ", (CSRC / "cuda" / name).read_text())
+        assert "<<<" not in text, "a launch that is written in another way"
+        source = folder / f"{name}.cpp"
+        source.write_text(text.replace(DYNAMIC, "#define kept emulator::dynamic.data()"))
+        objects.append(str(source.with_suffix(".o")))
+        command = [cxx, *FLAGS, *includes, "-c", str(source), "-o", objects[-1]]
+        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate()[1] for process in running]
+    if any(process.returncode for process in running):
+        raise RuntimeError("\n".join(said))
+    library = folder / "emulated.so"
+    subprocess.run([cxx, "-shared", "-pthread", *objects, "-o", str(library)], check=True)
     return library

@@ -39,20 +39,24 @@ struct uint4 {
 namespace emulator {
 
 constexpr unsigned kWarp = 32, kStack = 32 << 10;
-constexpr std::size_t kShared = 100 << 10;  // bytes that a block can ask for at launch
+constexpr std::size_t kShared = 40 << 10;  // bytes that a block can have: few, so that little fits
 inline int multiprocessors = 2, blocks_per_multiprocessor = 2;
 inline bool cooperative = true;
 
 enum class State : char { kRuns, kWaitsForWarp, kWaitsForBlock, kWaitsForGrid, kDone };
 
+struct Place {  // where a thread goes on; a jump there costs no system call, as swapcontext does
+  jmp_buf jump;
+};
+
 struct Block {
   dim3 grid, index;
   unsigned threads = 0, current = 0;
   std::unique_ptr<char[]> stacks;
-  std::vector<jmp_buf> places;  // where each thread goes on; a jump there costs no system call, as swapcontext does
+  std::vector<Place> places;
   std::vector<State> states;
   std::vector<double> exchanged;  // one number per thread, of a shuffle
-  jmp_buf scheduler;
+  Place scheduler;
   std::function<void()> body;
   std::barrier<>* whole_grid = nullptr;
 
@@ -66,7 +70,7 @@ inline thread_local Block* block = nullptr;
 
 inline void leave(State state) {
   block->states[block->current] = state;
-  if (_setjmp(block->places[block->current]) == 0) _longjmp(block->scheduler, 1);
+  if (_setjmp(block->places[block->current].jump) == 0) _longjmp(block->scheduler.jump, 1);
 }
 
 inline void enter() {
@@ -98,8 +102,8 @@ inline void run_block(Block& b) {
   for (bool forward = true; !b.all(State::kDone, 0, b.threads); forward = !forward) {
     for (unsigned k = 0; k < b.threads; ++k) {
       b.current = forward ? k : b.threads - 1 - k;
-      if (b.states[b.current] != State::kRuns || _setjmp(b.scheduler) != 0) continue;
-      if (started[b.current]) _longjmp(b.places[b.current], 1);
+      if (b.states[b.current] != State::kRuns || _setjmp(b.scheduler.jump) != 0) continue;
+      if (started[b.current]) _longjmp(b.places[b.current].jump, 1);
       started[b.current] = true;
       ucontext_t start;
       getcontext(&start);
