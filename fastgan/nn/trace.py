@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,8 +60,16 @@ def form_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Form | None:
     return positional, tuple((k, Tensor if isinstance(v, Tensor) else v) for k, v in kwargs.items())
 
 
+_ONE_AT_A_TIME = threading.RLock()  # torch.fx and the records replace methods of nn.Module meanwhile
+
+
 def trace(root: nn.Module, form: Form) -> Trace:
     """The graph of root.forward for such a call. Its placeholders are the tensors in the order of the call."""
+    with _ONE_AT_A_TIME:
+        return _trace(root, form)
+
+
+def _trace(root: nn.Module, form: Form) -> Trace:
     refused: dict[nn.Module, str] = {}
     while True:
         guards = Guards()
