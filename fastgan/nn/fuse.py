@@ -16,7 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastgan.errors import FastganError
 from fastgan.nn.guards import Guards, class_of
 from fastgan.nn.runs import Chain, Left, find_chains, rewrite
-from fastgan.nn.trace import Form, form_of, trace
+from fastgan.nn.trace import Form, Trace, form_of, trace
 
 PLANS = 8  # traces of one module: more than its modes; whatever changes oftener runs as it was written
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -55,8 +55,11 @@ def fuse(model: _Module) -> _Module:
     Raises FastganError for what is no module.
     """
     for module, analysis in _survey(_checked("fuse", model)):
-        if analysis.chains and not hasattr(type(module), "_fastgan_original"):
+        if analysis.chains and analysis.traced is not None and not hasattr(type(module), "_fastgan_original"):
             module.__class__ = _fused_class(type(module))
+            module.__dict__["_fastgan_plans"] = (
+                _plan_of(module, _usual_form(module), analysis.traced, analysis.chains),
+            )
     return model
 
 
@@ -97,6 +100,7 @@ class Analysis:
     path: str
     chains: list[Chain]
     left: list[Left]
+    traced: Trace | None = None
 
 
 def _survey(model: nn.Module) -> list[tuple[nn.Module, Analysis]]:
@@ -121,7 +125,7 @@ def _visit(module: nn.Module, path: str, seen: set[nn.Module], found: list[tuple
         return
     chains, left = find_chains(module, traced.graph, traced.guards)
     left += [Left(f"{name} ({type(leaf).__name__})", f"{why}; looked inside") for name, leaf, why in traced.leaves]
-    found.append((module, Analysis(path, chains, left)))
+    found.append((module, Analysis(path, chains, left, traced)))
     for node in traced.graph.nodes:
         if node.op == "call_module":
             _visit_leaf(module, path, str(node.target), seen, found)
@@ -177,7 +181,8 @@ def _plan(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | 
         if plan.form == form and plan.guards.hold():
             found: Plan = plan
             return found
-    if torch.compiler.is_compiling() or len(module._fastgan_plans) >= PLANS:
+    # A replica of DataParallel runs beside others in a thread: tracing would get in their way.
+    if torch.compiler.is_compiling() or len(module._fastgan_plans) >= PLANS or getattr(module, "_is_replica", False):
         return None
     made = _make_plan(module, form)
     module.__dict__["_fastgan_plans"] = (*module._fastgan_plans, made)
@@ -186,10 +191,12 @@ def _plan(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | 
 
 def _make_plan(module: nn.Module, form: Form) -> Plan:
     traced = trace(module, form)
-    if traced.graph is None:
-        return Plan(form, traced.guards, None)
-    chains, _ = find_chains(module, traced.graph, traced.guards)
-    if not chains:
+    chains = find_chains(module, traced.graph, traced.guards)[0] if traced.graph is not None else []
+    return _plan_of(module, form, traced, chains)
+
+
+def _plan_of(module: nn.Module, form: Form, traced: Trace, chains: list[Chain]) -> Plan:
+    if traced.graph is None or not chains:
         return Plan(form, traced.guards, None)
     rewrite(traced.graph, chains)
     return Plan(form, traced.guards, _function(traced.graph, type(module).__name__))

@@ -42,6 +42,7 @@ FUNCTIONS: dict[Any, tuple[str, bool]] = {
     F.gelu: ("gelu", False),
 }
 METHODS = {f"{name}{end}": (name, bool(end)) for name in ("relu", "tanh", "sigmoid") for end in ("", "_")}
+CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 # Their results are new tensors, which nobody but their users in the graph sees.
 FRESH_MODULES = (_ConvNd, _NormBase, nn.Linear)
 FRESH_FUNCTIONS = (torch.cat, operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.mul)
@@ -326,6 +327,8 @@ class _Finder:
         inside = {node for chain in chains for node in chain.nodes}
         found = []
         for node in self.order:
+            if node.op == "call_function" and node.target in (*CONVOLUTIONS, F.batch_norm):
+                found.append(Left(node.name, "called as a function, not as a module"))
             if node in inside or node.op != "call_module":
                 continue
             module = self.modules[str(node.target)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,8 +60,17 @@ def form_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Form | None:
     return positional, tuple((k, Tensor if isinstance(v, Tensor) else v) for k, v in kwargs.items())
 
 
+LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"torch", "fastgan"}  # whose own calls and constants do not count
+_ONE_AT_A_TIME = threading.RLock()  # torch.fx and the records replace methods of nn.Module meanwhile
+
+
 def trace(root: nn.Module, form: Form) -> Trace:
     """The graph of root.forward for such a call. Its placeholders are the tensors in the order of the call."""
+    with _ONE_AT_A_TIME:
+        return _trace(root, form)
+
+
+def _trace(root: nn.Module, form: Form) -> Trace:
     refused: dict[nn.Module, str] = {}
     while True:
         guards = Guards()
@@ -200,13 +210,15 @@ class _Watch:
 
     def __call__(self, frame: types.FrameType, event: str, arg: Any) -> None:
         space, code = frame.f_globals, frame.f_code
-        inside = str(space.get("__name__", "")).partition(".")[0] in ("torch", "fastgan", "contextlib")
+        inside = str(space.get("__name__", "")).partition(".")[0] in LIBRARIES
         if arg is isinstance and event == "c_call" and (not inside or code.co_name == "is_tensor"):
             _Watch.asked = frame
         elif arg is isinstance and frame is _Watch.asked:
             _Watch.asked = None
         if event == "call" and inside and code.co_name == "checkpoint":
             raise Untraceable("its forward uses a checkpoint")
+        if event == "call" and space.get("__name__") == "random":
+            raise Untraceable(f"its forward calls random.{code.co_name}")
         if event == "call" and not inside and code not in self.codes:
             self.codes.add(code)
             constants = [name for name in code.co_names if isinstance(space.get(name), SCALARS) and name in space]

@@ -13,6 +13,7 @@ from nn.generators import NETWORKS, batches, make
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
+from fastgan.kernels._runtime import choose
 from fastgan.nn import fuse, fused
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -149,6 +150,44 @@ def test_copies_and_pickles_stay_fused(name: str, native: None):
         assert error(got, mine(x.clone())) < 1e-12
         assert_close(again.state_dict().values(), mine.state_dict().values())
         assert fused(again) == fused(other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_our_kernels_every_bit_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTGAN_KERNELS", "library")
+    choose.cache_clear()
+    try:
+        plain, other, x = pair(name)
+        for training in (True, False):
+            plain.train(training)
+            other.train(training)
+            assert torch.equal(other(x.clone()), plain(x.clone()))
+            assert all(torch.equal(a, b) for a, b in zip(other.buffers(), plain.buffers(), strict=True))
+    finally:
+        choose.cache_clear()
+
+
+def test_fusing_twice_is_fusing_once():
+    model, _ = make("U-Net")
+    classes = [type(m) for m in fuse(model).modules()]
+    said = fused(model)
+    assert fuse(model) is model
+    assert [type(m) for m in model.modules()] == classes
+    assert fused(model) == said
+
+
+def test_layers_that_are_called_as_functions_are_named():
+    class Equalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 2, 4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.conv_transpose2d(x, self.weight * 0.1).relu()
+
+    assert [str(record) for record in fused(Equalised())] == [
+        "conv_transpose2d: left alone: called as a function, not as a module"
+    ]
 
 
 def test_what_is_said():

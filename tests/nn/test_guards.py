@@ -30,7 +30,7 @@ class Two(nn.Module):
 
     def __init__(self, extra: Callable[..., Any] | None = None) -> None:
         super().__init__()
-        self.first = nn.Sequential(up(3, 4), nn.BatchNorm2d(4), nn.ReLU())
+        self.first = nn.Sequential(up(3, 4), nn.BatchNorm2d(4), nn.SiLU())
         self.second = nn.Sequential(up(4, 2), nn.BatchNorm2d(2), nn.LeakyReLU(0.2))
         self.slope, self.skip, self.config = 0.1, False, SimpleNamespace(gain=2.0)
         self.seen: list[Any] = []
@@ -257,6 +257,7 @@ CHANCE: list[Callable[..., Any]] = [
     lambda m, y: y + torch.randn(4, 10, 8, dtype=y.dtype),
     lambda m, y: y + torch.randn_like(y),
     lambda m, y: y * random.random(),
+    lambda m, y: y * random.uniform(0.5, 2),
     lambda m, y: F.dropout(y, 0.5, m.training),
 ]
 
