@@ -44,6 +44,8 @@ def test_forward_and_backward(shape, layout, ratio, device):
     torch.manual_seed(0)
     x, grad = (torch.randn(shape, device=device) for _ in range(2))
     weight, bias = torch.rand(shape[1], device=device) + 0.5, torch.randn(shape[1], device=device)
+    z = F.batch_norm(x.double(), None, None, weight.double(), bias.double(), True)
+    grad[z.abs() < 1e-5] = 0  # there rounding decides on which side of the kink an element is
 
     def arguments(name):
         fresh = [t.clone(memory_format=LAYOUTS[name]) for t in (x, grad)]
