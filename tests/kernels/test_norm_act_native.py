@@ -188,20 +188,20 @@ def test_what_is_absent_is_one_or_zero(dtype: torch.dtype) -> None:
         assert_close(native.backward_input(grad, x, partial, None, 1), exact_input(grad, x, partial, None, 1))
 
 
-@pytest.mark.parametrize("case", ["chunks", "chunks, channels-last", "odd maps", "vectors"])
+@pytest.mark.parametrize("case", ["chunks", "chunks, channels-last", "odd maps", "one sample in rows"])
 @pytest.mark.parametrize("spoiled", [False, True])
 def test_no_cancellation(case: str, spoiled: bool) -> None:
     """Mean 1e4 and standard deviation 1e-2 (in float32, of which the last digit is 1e-3 there); where it is `spoiled`,
-    the first values of all are no guess of the mean."""
+    the first values, from which the mean is guessed, are far off."""
     shape, channels_last = CASES[case]
     x = (1e4 + 1e-2 * (random(shape, torch.float64, channels_last, 0) - 0.5)).float()
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     if spoiled:
-        x[0] = 9e3 + x[0] % 1
+        x[0, :, :1, :16] = 9e3
     mean, var = native.stats(x)
     exact = x.double().transpose(0, 1).flatten(1)
     assert torch.allclose(mean, exact.mean(1), rtol=1e-8, atol=0)
-    assert torch.allclose(var, exact.var(1, unbiased=False), rtol=1e-5, atol=0)
+    assert torch.allclose(var, exact.var(1, unbiased=False), rtol=1e-4 if spoiled else 1e-5, atol=0)
     norm = Norm(mean, var, None, None, 1e-12)
     assert_close(native.normalise(x, norm), before(x, norm))
     grad = random(shape, torch.float32, channels_last, 1)
