@@ -24,9 +24,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fastgan.errors import FastganError
 from fastgan.kernels._runtime import choose
 from fastgan.kernels.activations import ACTS, activate
-from fastgan.kernels.batch_norm_act import Norm, batch_norm_act, bias_act
+from fastgan.kernels.batch_norm_act import Norm, batch_norm_act, bias_act, train_batch_norm_act
 from fastgan.kernels.conv_transpose_bn_act import conv_transpose
-from fastgan.nn.statistics import check_input, norm_of, uses_batch_statistics
+from fastgan.nn.statistics import check_input, is_alone, norm_of, uses_batch_statistics
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NAMES = {code: name for name, code in ACTS.items()}
@@ -169,6 +169,8 @@ def _library_norm(stage: Stage, x: Tensor) -> Tensor:
 
 def _fused(x: Tensor, chain: list[Stage], half: torch.dtype | None) -> Tensor:
     """half: the type in which autocast has convolutions computed."""
+    if len(chain) == 1 and chain[0].conv is None and is_alone(chain[0].norm, x):
+        return _train_alone(chain[0], x)
     last_format = _is_channels_last(x)
     pending: Norm | None = None  # what has yet to be applied to x
     for i, stage in enumerate(chain):
@@ -184,6 +186,15 @@ def _fused(x: Tensor, chain: list[Stage], half: torch.dtype | None) -> Tensor:
     if chain[-1].conv is None or (last_format and x.dim() == 4):
         return x
     return x.contiguous()  # whoever gets it may rely on PyTorch's layout, as view() does
+
+
+def _train_alone(stage: Stage, x: Tensor) -> Tensor:
+    """Normalisation by the statistics of x, and activation: x is read fewer times than for one after the other."""
+    norm = stage.norm
+    check_input(stage.name, norm, x)
+    out, mean, var = train_batch_norm_act(x, norm.weight, norm.bias, eps=norm.eps, act=stage.act, slope=stage.slope)
+    norm_of(norm, x, (mean, var))
+    return out
 
 
 def _convolve(

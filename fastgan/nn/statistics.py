@@ -26,6 +26,13 @@ def uses_batch_statistics(norm: Any) -> bool:
     return bool(norm.training or (norm.running_mean is None and norm.running_var is None))
 
 
+def is_alone(norm: Any, x: Tensor) -> bool:
+    """Whether it normalises by the statistics of x and of nothing else, and can: see norm_of."""
+    if norm is None or not uses_batch_statistics(norm) or reduce_of(norm, x.device) is not None:
+        return False
+    return x.dim() > 1 and x.numel() != x.shape[1]
+
+
 def norm_of(norm: Any, x: Tensor, measured: tuple[Tensor, Tensor] | None, act: int = 0, slope: float = 0.0) -> Norm:
     """What `norm` and the activation behind it do to x [N, C, ...], by its mode. Updates its running statistics.
 

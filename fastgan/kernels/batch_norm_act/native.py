@@ -154,7 +154,7 @@ def _per_channel(x: Tensor, rows: int = 1) -> Tensor:
 def _vector(name: str, values: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if tuple(values.shape) != shape:
         raise FastganError(f"norm_act: expected {name} of shape {shape}, one per channel, got {tuple(values.shape)}")
-    return values.to(dtype).contiguous()
+    return values if values.dtype == dtype and values.is_contiguous() else values.to(dtype).contiguous()
 
 
 class _Call:

@@ -27,7 +27,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number
 
 def batch_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of x [N, C, ...]: two float64 tensors [C], without derivative."""
-    mean, var = torch.ops.fastgan.batch_norm_stats(x.detach())
+    mean, var = _STATS(x.detach())
     return mean, var
 
 
@@ -53,7 +53,7 @@ def batch_norm_act(
     Differentiable to any order in x, weight and bias. Raises FastganError.
     """
     code = code_of(act, "batch_norm_act")
-    out: Tensor = torch.ops.fastgan.batch_norm_act(x, mean, var, weight, bias, eps, code, slope, training)
+    out: Tensor = _NORM_ACT(x, mean, var, weight, bias, eps, code, slope, training)
     return out
 
 
@@ -71,14 +71,14 @@ def train_batch_norm_act(
     mean and var are as batch_norm_stats(x) gives them; the derivative is that of batch_norm_act in training.
     """
     code = code_of(act, "batch_norm_act")
-    out, mean, var = torch.ops.fastgan.batch_norm_act_train(x, weight, bias, eps, code, slope)
+    out, mean, var = _TRAIN(x, weight, bias, eps, code, slope)
     return out, mean.detach(), var.detach()
 
 
 def bias_act(x: Tensor, bias: Tensor | None = None, act: str = "none", slope: float = 0.2) -> Tensor:
     """act(x + bias), like x; x and bias as in batch_norm_act. Differentiable to any order. Raises FastganError."""
     code = code_of(act, "bias_act")
-    out: Tensor = torch.ops.fastgan.batch_norm_act(x, None, None, None, bias, 0.0, code, slope, False)
+    out: Tensor = _NORM_ACT(x, None, None, None, bias, 0.0, code, slope, False)
     return out
 
 
@@ -191,7 +191,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, mean, var, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = torch.ops.fastgan.batch_norm_act_backward(grad, x, mean, var, weight, bias, *ctx.constants)
+    dx, dweight, dbias = _BACKWARD(grad, x, mean, var, weight, bias, *ctx.constants)
     return (
         dx,
         None,
@@ -274,10 +274,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 _ARGUMENTS = "Tensor x, Tensor? mean, Tensor? var, Tensor? weight, Tensor? bias, float eps, int act, float slope"
 
-register(
+_STATS = register(
     "batch_norm_stats(Tensor x) -> (Tensor mean, Tensor var)", _stats, fake=_fake_stats, decomposition=reference_stats
 )
-register(
+_NORM_ACT = register(
     f"batch_norm_act({_ARGUMENTS}, bool training) -> Tensor",
     _norm_act,
     fake=_fake_norm_act,
@@ -285,7 +285,7 @@ register(
     backward=_differentiate,
     decomposition=reference,
 )
-register(
+_TRAIN = register(
     "batch_norm_act_train(Tensor x, Tensor? weight, Tensor? bias, float eps, int act, float slope) "
     "-> (Tensor a, Tensor mean, Tensor var)",
     _train,
@@ -294,7 +294,7 @@ register(
     backward=_differentiate_train,
     decomposition=_decomposed_train,
 )
-register(
+_BACKWARD = register(
     f"batch_norm_act_backward(Tensor grad, {_ARGUMENTS}, bool training) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     _backward,
     fake=_fake_backward,

@@ -58,7 +58,7 @@ def conv_transpose(
     )
     code = code_of(act_out, "conv_transpose")
     inside = invertible(code, slope_out)
-    y, mean, var = torch.ops.fastgan.conv_transpose_bn_act(
+    y, mean, var = _FORWARD(
         x, norm.mean, norm.var, norm.weight, norm.bias, norm.eps, norm.act, norm.slope, norm.training,
         weight, bias, stride, padding, output_padding, dilation, groups, code if inside else 0, slope_out, want_stats,
     )  # fmt: skip
@@ -183,7 +183,7 @@ def _differentiate(ctx: Any, grad: Tensor, _mean: None, _var: None) -> tuple[Any
         wanted["weight"],
         a.bias is not None and wanted["bias"],
     ]
-    dx, dscale, dshift, dweight, dbias = torch.ops.fastgan.conv_transpose_bn_act_backward(grad, y, needs, *a)
+    dx, dscale, dshift, dweight, dbias = _BACKWARD(grad, y, needs, *a)
     made: dict[str, Tensor | None] = {}
     if needs[0]:
         made["x"] = dx
@@ -263,7 +263,7 @@ _ARGUMENTS = (
     "int groups, int act_out, float slope_out, bool want_stats"
 )
 
-register(
+_FORWARD = register(
     f"conv_transpose_bn_act({_ARGUMENTS}) -> (Tensor y, Tensor mean, Tensor var)",
     _forward,
     fake=_fake_forward,
@@ -271,7 +271,7 @@ register(
     backward=_differentiate,
     decomposition=_decomposition,
 )
-register(
+_BACKWARD = register(
     f"conv_transpose_bn_act_backward(Tensor grad, Tensor? y, bool[] needs, {_ARGUMENTS}) "
     "-> (Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dweight, Tensor dbias)",
     _backward,
