@@ -2,7 +2,7 @@
 #   make demo    train on 1,797 handwritten digits on the CPU, in minutes, from nothing
 #   make test    everything that CI runs; K=name for the tests that match a name
 #   make bench   side by side with plain PyTorch; K=name for one subject
-#   make gpu     on a machine with a GPU: build, test, measure, with the Python that is there
+#   make gpu     on a machine with a GPU: build, test, measure, with the Python that is there; K='build bench_sweep'
 PYTHON ?= python3.11
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -43,7 +43,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks $(if $(K),-k "$(K)")
 
 gpu:
-	@bash tools/gpu.sh
+	@bash tools/gpu.sh $(K)
 
 clean:
 	rm -rf build *.egg-info fastgan/*.so fastgan/_build.json

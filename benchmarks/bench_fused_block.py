@@ -139,10 +139,13 @@ def test_block(size, before, width, ratio, device):
         return run
 
     flops = 3 * 2 * x.numel() * width * 16
+    bytes_ = (4 * x.numel() + 7 * grad.numel()) * (2 if half else 4)
+    # Forward: x in, y out, y in, a out. Backward: y and grad twice in, dy out, dy twice in, x in and once more, dx out
     ratio(
         "fused_block",
         f"BatchNorm, ReLU, {size}x{size}x{before} to {2 * size}x{2 * size}x{width}, BatchNorm, ReLU, batch {batch}",
         {name: step(network) for name, network in networks.items()},
         "fused",
+        bytes=bytes_,
         flops=flops,
     )

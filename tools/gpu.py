@@ -1,6 +1,6 @@
 """What `make gpu` runs: build in place, the GPU tests, the Triton kernels' code, every benchmark, within eight minutes.
 
-    python tools/gpu.py
+    python tools/gpu.py [PART ...]      with names, those parts alone, such as: build tests bench_fused_block
 
 Uses the Python, torch and nvcc that are there, and no network. Writes benchmarks/results/<device>/, copies it
 and the logs of all parts to $OUT where that is set, and prints one line per part last. Exit status: 0 all
@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 470.0  # seconds for everything
+# As `fastgan doctor --verify`, without the packages of the command line
+VERIFY = "import sys; from fastgan.kernels.verify import verify_kernels; sys.exit(not verify_kernels(print))"
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
@@ -50,7 +52,8 @@ def parts() -> list[Part]:
     return [
         Part("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 180),
         Part("tests", [*PYTEST, "-m", "gpu", "tests"], 150),
-        Part("aot", [sys.executable, "-m", "fastgan.kernels.aot", "--case", "critic"], 60),
+        Part("verify", [sys.executable, "-c", VERIFY], 120),
+        Part("aot", [sys.executable, "-m", "fastgan.kernels.aot", "--arch", "90", "--case", "fp"], 60),
         *(Part(path.stem, [*benchmark, str(path)], 260) for path in subjects),
     ]
 
@@ -64,6 +67,7 @@ def run(part: Part, logs: Path, deadline: float) -> Outcome:
     log, start = logs / f"{part.name}.log", time.monotonic()
     # A part that does not build is an error here, and our kernels are what is tested and measured, verified or not.
     ours = {"PYTHONPATH": str(ROOT), "FASTGAN_BUILD": "require", "FASTGAN_KERNELS": "all"}
+    ours["FASTGAN_CACHE"] = str(logs.parent / "cache")  # what was verified and chosen comes back with the logs
     environment = {**os.environ, **ours}
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -95,12 +99,16 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"make gpu: torch {torch.__version__} sees no CUDA GPU here; run it on a machine that has one")
         return 2
+    chosen = [part for part in parts() if not sys.argv[1:] or part.name in sys.argv[1:]]
+    if unknown := set(sys.argv[1:]) - {part.name for part in chosen}:
+        print(f"make gpu: no part is called {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in parts())}")
+        return 2
     deadline = time.monotonic() + DEADLINE
     out = os.environ.get("OUT")
     with tempfile.TemporaryDirectory() as scratch:
         logs = Path(out or scratch) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        outcomes = [run(part, logs, deadline) for part in parts()]
+        outcomes = [run(part, logs, deadline) for part in chosen]
     if out and (ROOT / "benchmarks" / "results").exists():
         shutil.copytree(ROOT / "benchmarks" / "results", Path(out) / "results", dirs_exist_ok=True)
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}", *outcomes, sep="\n")
