@@ -207,9 +207,21 @@ class _Watch:
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
         self.codes: set[types.CodeType] = set()
+        self.alive = 0
+
+    def check(self) -> None:
+        """Raises Untraceable where calls are not seen: someone has taken the profiling away, or Python has."""
+        before = self.alive
+        _Watch.asked = None
+        _canary(0)
+        if self.alive != before + 2:
+            raise Untraceable("Python's profiling does not work here, without which a trace is not safe")
 
     def __call__(self, frame: types.FrameType, event: str, arg: Any) -> None:
         space, code = frame.f_globals, frame.f_code
+        if code is _canary.__code__:
+            self.alive += event == "call" or (event == "c_call" and arg is isinstance)
+            return
         inside = str(space.get("__name__", "")).partition(".")[0] in LIBRARIES
         if arg is isinstance and event == "c_call" and (not inside or code.co_name == "is_tensor"):
             _Watch.asked = frame
@@ -225,6 +237,11 @@ class _Watch:
             self.guards.names += [(space, name, space[name]) for name in constants]
         elif event == "c_call" and not inside and _has_side_effects(arg):
             raise Untraceable(f"its forward calls {arg.__name__}")
+
+
+def _canary(value: Any) -> bool:
+    """Makes the two kinds of calls that a watch has to see."""
+    return isinstance(value, int)
 
 
 def _has_side_effects(function: Any) -> bool:
@@ -248,9 +265,12 @@ def _recorded(root: nn.Module, guards: Guards) -> Iterator[None]:
     nn.Module.__setattr__ = refuse  # type: ignore[method-assign,assignment]
     try:
         with _NoTensors():
-            sys.setprofile(_Watch(guards))
+            watch = _Watch(guards)
+            sys.setprofile(watch)
             try:
+                watch.check()
                 yield
+                watch.check()
             finally:
                 sys.setprofile(before)
                 _Watch.asked = None
