@@ -229,7 +229,7 @@ def _made_class(cls: Any) -> Any:
         return _forward(self, *args, **kwargs)
 
     # torch.compile counts recompilations per code object: a model's own forward would not share its limit with others.
-    forward.__code__ = forward.__code__.replace()
+    forward.__code__ = forward.__code__.replace()  # type: ignore[attr-defined]
     body = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
