@@ -20,7 +20,7 @@ ACTS = {"none": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4, "silu": 
 def code_of(act: str, where: str) -> int:
     """The code of `act`. FastganError, which begins with `where`, for a name that is none."""
     if act not in ACTS:
-        raise FastganError(f"{where}: activation {act!r} is not known{suggest(act, ACTS)}")
+        raise FastganError(f"{where}: activation {act!r} is not known{suggest(str(act), ACTS)}")
     return ACTS[act]
 
 

@@ -142,7 +142,9 @@ def _library(x: Tensor, chain: list[Stage]) -> Tensor:
         if stage.conv is not None:
             if is_conv_transpose(stage.conv):
                 _check_conv_input(stage, x)
-                _check_place(stage, x, next(stage.conv.parameters()), None)
+                parameter = next(stage.conv.parameters(), None)
+                if parameter is not None:  # none where the weight was replaced by a tensor
+                    _check_place(stage, x, parameter, None)
             x = stage.conv(x)
         if stage.norm is not None:
             x = _library_norm(stage, x)

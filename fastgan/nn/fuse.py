@@ -16,7 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastgan.errors import FastganError
 from fastgan.nn.guards import Guards, class_of
 from fastgan.nn.runs import Chain, Left, find_chains, rewrite
-from fastgan.nn.trace import Form, Trace, form_of, trace
+from fastgan.nn.trace import Form, Trace, form_of, same_form, trace
 
 PLANS = 8  # traces of one module: more than its modes; whatever changes oftener runs as it was written
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -178,7 +178,7 @@ def _plan(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | 
     if form is None or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
     for plan in module._fastgan_plans:
-        if plan.form == form and plan.guards.hold():
+        if same_form(plan.form, form) and plan.guards.hold():
             found: Plan = plan
             return found
     # A replica of DataParallel runs beside others in a thread: tracing would get in their way.
@@ -228,6 +228,8 @@ def _made_class(cls: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _forward(self, *args, **kwargs)
 
+    # torch.compile counts recompilations per code object: a model's own forward would not share its limit with others.
+    forward.__code__ = forward.__code__.replace()  # type: ignore[attr-defined]
     body = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
@@ -237,7 +239,11 @@ def _made_class(cls: Any) -> Any:
         "_fastgan_original": cls,
         "_fastgan_plans": (),
     }
-    fused_class: Any = type(cls)(cls.__name__, (cls,), body)
+    # One with an __init_subclass__ in Python would put this class into its registry, or ask for arguments.
+    watched = hasattr(cls.__init_subclass__, "__func__")
+    fused_class: Any = type(cls)(cls.__name__, (nn.Module if watched else cls,), body)
+    if watched:
+        fused_class.__bases__ = (cls,)
     return fused_class
 
 

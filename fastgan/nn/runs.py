@@ -250,7 +250,12 @@ class _Finder:
         if source in self.pieces:
             return True
         if source.op == "call_module":
-            return isinstance(self.modules[str(source.target)], FRESH_MODULES)
+            module = self.modules[str(source.target)]
+            if not isinstance(module, FRESH_MODULES) or module._forward_hooks:  # a hook may keep what it sees
+                return False
+            if not has_hooks(module):
+                self.guards.hookless.append(module)
+            return True
         return source.op == "call_function" and source.target in FRESH_FUNCTIONS
 
     # ---- chains
@@ -298,6 +303,11 @@ class _Finder:
         first, last = chain.nodes[0], chain.nodes[-1]
         source = self.pieces[first].source
         between = [n for n, i in self.order.items() if self.order[first] < i < self.order[last]]
+        for node, i in self.order.items():
+            if i < self.order[last] and self._reads_statistics(node, chain):
+                for own in chain.nodes:
+                    self.why[own] = f"{node.name} reads running statistics before the chain is done"
+                return False
         others = [n for n in [*between, *source.users] if n not in chain.nodes]
         for node in others:
             if self._may_change(node):
@@ -305,6 +315,15 @@ class _Finder:
                     self.why[own] = f"{node.name} may change a value in place meanwhile"
                 return False
         return True
+
+    def _reads_statistics(self, node: fx.Node, chain: Chain) -> bool:
+        """Whether the forward itself reads a buffer that a normalisation of the chain updates."""
+        if node.op != "get_attr":
+            return False
+        where, _, name = str(node.target).rpartition(".")
+        owner = self.modules.get(where)
+        updates = any(owner is self.modules[step.norm] for step in chain.steps if step.norm)
+        return updates and name in ("running_mean", "running_var", "num_batches_tracked")
 
     def _may_change(self, node: fx.Node) -> bool:
         """Whether this node may change a tensor in place."""

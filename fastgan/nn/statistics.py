@@ -64,7 +64,8 @@ def _update_running(norm: Any, mean: Tensor, var: Tensor, count: Tensor | float)
     """running = (1 - momentum) running + momentum new, with the unbiased variance; momentum None: the mean of all."""
     momentum = norm.momentum
     if momentum is None:
-        momentum = norm.num_batches_tracked.double().reciprocal()
+        batches = norm.num_batches_tracked  # where nobody counts, PyTorch leaves them as they are
+        momentum = 0.0 if batches is None else batches.double().reciprocal()
     unbiased = var * (count / (count - 1))
     for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
         if running is not None:

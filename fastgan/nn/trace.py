@@ -60,6 +60,14 @@ def form_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Form | None:
     return positional, tuple((k, Tensor if isinstance(v, Tensor) else v) for k, v in kwargs.items())
 
 
+def same_form(one: Form, other: Form) -> bool:
+    """Equal, with constants of the same types: 1, 1.0 and True are equal, but not the same to every forward."""
+    if one != other:
+        return False
+    pairs = [*zip(one[0], other[0], strict=True), *((a[1], b[1]) for a, b in zip(one[1], other[1], strict=True))]
+    return all(type(a) is type(b) for a, b in pairs)
+
+
 LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"torch", "fastgan"}  # whose own calls and constants do not count
 _ONE_AT_A_TIME = threading.RLock()  # torch.fx and the records replace methods of nn.Module meanwhile
 

@@ -60,7 +60,10 @@ def _ordinary(arguments: Sequence[Any]) -> bool:
         return False
     if forward_ad._current_level >= 0:  # only the dispatcher knows how to refuse it
         return False
-    return all(type(a) in (Tensor, nn.Parameter) for a in arguments if isinstance(a, Tensor))
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    # The batches of torch.autograd.grad(is_grads_batched=True) look like ordinary tensors, but have no memory.
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return all(type(a) in (Tensor, nn.Parameter) and not batched(a) for a in tensors)
 
 
 def _differentiable(

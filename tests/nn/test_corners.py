@@ -1,0 +1,130 @@
+"""fuse() on what is rare: each of these once gave another result than the original layers, or an error."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from nn.compare import assert_close, twins
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastgan.errors import FastganError
+from fastgan.nn import BatchNormAct2d, fuse
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.up, self.norm = nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 3, 4, 2, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor, factor: Any = 1) -> Any:
+        return F.relu(self.norm(self.up(x))), type(factor).__name__
+
+
+class ReadsStatistics(Block):
+    def forward(self, x: Tensor, factor: Any = 1) -> Any:
+        y = self.norm(self.up(x))
+        mean = self.norm.running_mean.clone()
+        return F.relu(y) + mean.view(1, -1, 1, 1)
+
+
+class WorksInPlace(Block):
+    def forward(self, x: Tensor, factor: Any = 1) -> Any:
+        return self.up(F.relu_(self.before(x)))
+
+
+class Registered(nn.Module):
+    seen: ClassVar[dict[str, type]] = {}
+
+    def __init_subclass__(cls, *, key: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Registered.seen[key] = cls
+
+
+class Member(Registered, key="member"):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)[0]
+
+
+def inputs() -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, 4, 5, 5, dtype=torch.float64)
+
+
+def test_running_statistics_that_the_forward_reads(native: None):
+    plain, other = twins(lambda: ReadsStatistics().double())
+    assert_close([other(inputs())], [plain(inputs())])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_hook_sees_what_changes_in_place(when: str, native: None):
+    seen: list[Tensor] = []
+    model = WorksInPlace().double()
+    if when == "after":
+        fuse(model)(inputs())
+    model.before.register_forward_hook(lambda _, __, out: seen.append(out))
+    fuse(model)(inputs())
+    assert seen[0].min() == 0
+
+
+def test_constants_of_other_types(native: None):
+    model = fuse(Block().double())
+    for factor in (1, True, 1.0, 1):
+        assert model(inputs(), factor)[1] == model(inputs(), factor=factor)[1] == type(factor).__name__
+
+
+def test_a_registry_of_classes():
+    registered = Registered.seen["member"]
+    plain, other = twins(lambda: Member().double())
+    assert Registered.seen == {"member": registered}
+    assert isinstance(other, Member)
+    assert_close([copy.deepcopy(other)(inputs())], [plain(inputs())])
+
+
+def test_nobody_counts_batches(implementation: str):
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.ConvTranspose2d(4, 3, 4), nn.BatchNorm2d(3, momentum=None), nn.ReLU()).double()
+        model[1].num_batches_tracked = None
+        return model
+
+    plain, other = twins(make)
+    assert_close([other(inputs())], [plain(inputs())])
+    assert_close(other.buffers(), plain.buffers())
+
+
+def test_a_weight_that_is_no_parameter(implementation: str):
+    model = nn.Sequential(nn.ConvTranspose2d(4, 3, 4, bias=False), nn.ReLU()).double()
+    weight = model[0].weight.detach()
+    del model[0].weight
+    model[0].weight = weight
+    expected = [model(inputs()), model(inputs()[:0])]
+    fuse(model)
+    assert_close([model(inputs()), model(inputs()[:0])], expected)
+
+
+def test_gradients_in_batches(native: None):
+    layers = (nn.BatchNorm2d(4), nn.Tanh(), nn.ConvTranspose2d(4, 2, 4), nn.BatchNorm2d(2), nn.Sigmoid())
+    plain, other = twins(lambda: copy.deepcopy(nn.Sequential(*layers)).double())
+    jacobians = [torch.autograd.functional.jacobian(m, inputs()[:, :, :2, :2], vectorize=True) for m in (plain, other)]
+    assert_close([jacobians[1]], [jacobians[0]])
+
+
+def test_models_do_not_share_a_limit_of_recompilations(native: None):
+    class Other(Block):
+        pass
+
+    codes = [type(fuse(kind())).forward.__code__ for kind in (Block, Other)]
+    assert codes[0] is not codes[1]
+
+
+@pytest.mark.parametrize("act", [None, nn.ReLU])
+def test_an_activation_that_is_no_name(act: Any):
+    with pytest.raises(FastganError, match="BatchNormAct2d"):
+        BatchNormAct2d(3, act=act)
