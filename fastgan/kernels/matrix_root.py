@@ -163,7 +163,7 @@ def by_polar_factor(product: Tensor) -> NuclearNorm:
     """product: [..., m, n]. Matrix products only, the same ones for any values: it captures into a CUDA graph.
 
     U maximises ⟨U, G⟩ over contractions, so that errors in U count in second order only. The estimate is the gain of
-    one more Newton-Schulz step, ⟨G, X (I - Xᵀ X)⟩ / 2, plus what singular values below SMALLEST can hold: such an s of G
+    one more Newton-Schulz step, ⟨G, X (I - Xᵀ X)⟩ / 2, plus what singular values below SMALLEST can hold: such an s
     has come to x = slope * s / norm < 1, so sum s (1 - x) <= norm / slope * sum x (1 - x²), bounded by Cauchy-Schwarz.
     """
     tall = product if product.shape[-2] >= product.shape[-1] else product.mT

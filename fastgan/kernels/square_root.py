@@ -2,7 +2,8 @@
 
 X with X X = A and eigenvalues in the right half-plane. Symmetric A: by its eigenvalues. Any other: the product form
 of the scaled Denman-Beavers iteration (Cheng, Higham, Kenney, Laub 2001), and one Newton step. Its derivative dX solves
-the Sylvester equation X dX + dX X = dA, by Roberts' iteration for the matrix sign, or in the eigenvectors of a symmetric X.
+the Sylvester equation X dX + dX X = dA, by Roberts' iteration for the matrix sign, or by the
+eigenvectors of a symmetric X.
 """
 
 from __future__ import annotations
