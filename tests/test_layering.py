@@ -41,6 +41,7 @@ BELOW: dict[str, set[str]] = {
     "schedule": set(),
     "errors": set(),
     "kernels": set(),
+    "metrics": {"kernels"},
 }
 
 

@@ -1,0 +1,202 @@
+"""Mean and covariance of features, batch by batch, merged exactly; files that pytorch-fid reads and writes."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError
+from fastgan.kernels.matrix_root import Factor, covariance, factor, product_norm
+from fastgan.metrics.frechet import distance_from, mean_of
+
+
+class FeatureStatistics:
+    """Of features [n, d]: count n, mean [d] and covariance [d, d] with ddof = 1, in fp64.
+
+    Each batch is centred on its own mean and merged by Chan's formula, so that nothing cancels. The features themselves
+    are kept while n <= d: the distance to others then comes from their singular values, exact where a singular
+    covariance costs half of the digits, and faster.
+    """
+
+    def __init__(self) -> None:
+        self.count: int | None = 0  # None: read from a file that does not say
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)ᵀ, over what is not kept
+        self._kept: list[Tensor] | None = []
+
+    @property
+    def size(self) -> int:
+        """d; 0 before the first batch."""
+        return len(self._mean) if self._kept is None else (self._kept[0].shape[-1] if self._kept else 0)
+
+    def update(self, features: Any) -> FeatureStatistics:
+        """features: [n, d], a NumPy array or a torch tensor; the statistics stay on its device."""
+        batch = torch.as_tensor(features).detach()
+        if batch.dim() != 2 or not batch.shape[1] or batch.is_complex():
+            raise FastganError(f"features: expected real [n, d], got {batch.dtype} {list(batch.shape)}")
+        self._fits(batch.shape[1], "features")
+        if not bool(batch.isfinite().all()):
+            raise FastganError("features: expected finite values, got NaN or infinity; check the network and its input")
+        if not len(batch):
+            return self
+        if self.count is None:
+            raise FastganError(
+                "statistics from a file without `count` cannot grow; save them with FeatureStatistics.save"
+            )
+        self.count += len(batch)
+        if self._kept is None:
+            self._add(self.count - len(batch), len(batch), *moments(batch.double()))
+        else:
+            self._kept.append(batch.double())
+            if self.count > batch.shape[1]:
+                self._fold()
+        return self
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """Takes in the samples of `other`, which stays as it is: as if all had come here."""
+        if self.count is None or other.count is None:
+            raise FastganError(
+                "statistics from a file without `count` cannot merge; save them with FeatureStatistics.save"
+            )
+        if not other.count:
+            return self
+        if other._kept is not None:
+            return self.update(torch.cat(other._kept))
+        self._fits(other.size, "other statistics")
+        if self._kept is not None:
+            self._fold()
+        device = self._mean.device if self.count else other._mean.device
+        self.count += other.count
+        self._add(self.count - other.count, other.count, other._mean.to(device), other._scatter.to(device))
+        return self
+
+    def mean(self) -> Tensor:
+        """[d]"""
+        self._enough(1)
+        return self._mean if self._kept is None else torch.cat(self._kept).mean(0)
+
+    def cov(self) -> Tensor:
+        """[d, d], ddof = 1"""
+        self._enough(2)
+        scatter = self._scatter if self._kept is None else moments(torch.cat(self._kept))[1]
+        return scatter if self.count is None else scatter / (self.count - 1)
+
+    def frechet_distance(self, other: FeatureStatistics) -> float:
+        """Exact where either side keeps its features (n <= d)."""
+        self._enough(2)
+        other._enough(2)
+        self._fits(other.size, "other statistics")
+        low_rank = self._kept is not None or other._kept is not None
+        first, second = self._factor("the first covariance"), other._factor("the second covariance")
+        device = first.matrix.device
+        second = Factor(second.matrix.to(device), second.rank.to(device))
+        root = product_norm(first, second, "cholesky_svd" if low_rank else "auto").value
+        traces = first.matrix.square().sum() + second.matrix.square().sum()
+        return float(distance_from((self.mean() - other.mean().to(device)).square().sum(), traces, root))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """.npz with `mu` and `sigma`, as pytorch-fid's; also `count`, and `features` while they are kept."""
+        arrays = {"mu": self.mean(), "sigma": self.cov()}
+        if self._kept is not None:
+            arrays["features"] = torch.cat(self._kept)
+        contents = {key: value.cpu().numpy() for key, value in arrays.items()}
+        if self.count is not None:
+            contents["count"] = np.array(self.count)
+        target = Path(path)
+        temporary = target.with_name(target.name + ".tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **contents)
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise FastganError(f"cannot write {target}: {error.strerror}; choose another path") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:
+        """What save() or `pytorch-fid --save-stats` wrote."""
+        contents = read(Path(path))
+        if "mu" not in contents or "sigma" not in contents:
+            raise FastganError(f"{path}: expected the arrays mu and sigma, got {', '.join(sorted(contents)) or 'none'}")
+        sigma = covariance(f"{path}: sigma", contents["sigma"])
+        mean = mean_of(f"{path}: mu", contents["mu"], sigma)
+        if mean.dim() != 1 or sigma.dim() != 2:
+            raise FastganError(
+                f"{path}: expected mu [d] and sigma [d, d], got {list(mean.shape)} and {list(sigma.shape)}"
+            )
+        out = cls()
+        if "features" in contents:
+            out.update(contents["features"])
+            if out.size != len(mean) or not np.allclose(out.mean().numpy(), mean.numpy(), rtol=1e-8, atol=1e-12):
+                raise FastganError(f"{path}: its features do not have its mu; the file is damaged: make it again")
+            return out
+        out.count, out._mean, out._kept = None, mean, None
+        out._scatter = sigma
+        if "count" in contents:
+            count = contents["count"]
+            if count.shape or count.dtype.kind not in "iu" or count < 2:
+                raise FastganError(f"{path}: expected a count of 2 or more, got {count}")
+            out.count = int(count)
+            out._scatter = sigma * (out.count - 1)
+        return out
+
+    def _factor(self, name: str) -> Factor:
+        if self._kept is None or self.count is None:
+            return factor(self.cov(), name)
+        features = torch.cat(self._kept)
+        columns = (features - features.mean(0)).mT / (self.count - 1) ** 0.5
+        return Factor(columns, torch.tensor(min(columns.shape), device=columns.device))
+
+    def _fold(self) -> None:
+        """From the features to their moments."""
+        kept, self._kept = self._kept, None
+        if kept:
+            self._mean, self._scatter = moments(torch.cat(kept))
+
+    def _add(self, before: int, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if not before:
+            self._mean, self._scatter = mean.clone(), scatter.clone()
+            return
+        shift = mean.to(self._mean.device) - self._mean
+        total = before + count
+        self._scatter = self._scatter + scatter.to(shift.device) + torch.outer(shift, shift) * (before * count / total)
+        self._mean = self._mean + shift * (count / total)
+
+    def _fits(self, size: int, what: str) -> None:
+        if self.size not in (0, size):
+            raise FastganError(
+                f"{what}: expected {self.size} features per sample, got {size}; use the same network for both"
+            )
+
+    def _enough(self, count: int) -> None:
+        if self.count is not None and self.count < count:
+            raise FastganError(f"expected at least {count} samples, got {self.count}; add some with update(features)")
+
+
+def moments(batch: Tensor) -> tuple[Tensor, Tensor]:
+    """batch: [n, d] fp64. (mean [d], sum of (x - mean)(x - mean)ᵀ [d, d])"""
+    mean = batch.mean(0)
+    centred = batch - mean
+    return mean, centred.mT @ centred
+
+
+def read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise FastganError(f"{path}: expected an .npz file, got a single array")
+            return {key: file[key] for key in file.files}
+    except OSError as error:
+        raise FastganError(f"cannot read {path}: {error.strerror or error}; expected an .npz of statistics") from None
+    except FastganError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FastganError(
+            f"{path}: not a file of statistics ({' '.join(str(error).split())}); expected .npz"
+        ) from None
