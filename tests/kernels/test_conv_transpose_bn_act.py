@@ -202,7 +202,7 @@ GRADCHECKED = [("relu", "tanh"), ("silu", "gelu"), ("leaky_relu", "leaky_relu"),
 
 @pytest.mark.parametrize(("act", "act_out"), GRADCHECKED)
 def test_derivatives_of_both_orders(act: str, act_out: str) -> None:
-    shapes = [(2, 3, 2, 3), (3,), (3,), (3, 2, 4, 4), (2,)]
+    shapes = [(2, 2, 2, 2), (2,), (2,), (2, 2, 4, 4), (2,)]
     leaves = [random(s, CPU, torch.float64, i).requires_grad_() for i, s in enumerate(shapes)]
     square = {"stride": (2, 2), "padding": (1, 1), "output_padding": (0, 0), "dilation": (1, 1)}
     row = {"stride": (2,), "padding": (1,), "output_padding": (0,), "dilation": (1,)}
