@@ -16,7 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastgan.errors import FastganError
 from fastgan.nn.guards import Guards, class_of
 from fastgan.nn.runs import Chain, Left, find_chains, rewrite
-from fastgan.nn.trace import Form, Trace, form_of, same_form, trace
+from fastgan.nn.trace import Form, Trace, form_of, is_tracing, same_form, trace
 
 PLANS = 8  # traces of one module: more than its modes; whatever changes oftener runs as it was written
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -173,6 +173,8 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _plan(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return None
+    if is_tracing():  # the trace is to see what the original forward does
         return None
     form = form_of(args, kwargs)
     if form is None or _has_any_global_hook():  # type: ignore[no-untyped-call]

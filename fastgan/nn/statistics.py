@@ -166,6 +166,11 @@ def check_input(name: str, norm: Any, x: Tensor) -> None:
         )
     if not x.is_floating_point():
         raise FastganError(f"{name}: expected floating-point numbers, got {x.dtype}; convert them, as by x.float()")
+    if norm.weight is not None and norm.weight.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
+        raise FastganError(
+            f"{name}: expected the input in the type of the weight, {norm.weight.dtype}, got {x.dtype}; convert one of "
+            "them by .to()"
+        )
     holder = norm.running_mean if norm.weight is None else norm.weight
     if holder is not None and holder.device != x.device:
         raise FastganError(

@@ -114,6 +114,7 @@ class _Proxy(fx.Proxy):
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
+    running = 0
 
     def __init__(self, refused: dict[nn.Module, str], form: Form) -> None:
         super().__init__()
@@ -125,12 +126,15 @@ class _Tracer(fx.Tracer):
 
     def graph_of(self, root: nn.Module, guards: Guards) -> fx.Graph:
         with _recorded(root, guards):
+            _Tracer.running += 1
             try:
                 return self.trace(root)
             except Untraceable as error:
                 raise Untraceable(str(error), self._innermost()) from error
             except Exception as error:  # whatever a forward does when it meets a stand-in
                 raise Untraceable(_first_line(error), self._innermost()) from error
+            finally:
+                _Tracer.running -= 1
 
     def _innermost(self) -> nn.Module | None:
         return next((m for m in reversed(self._calls) if m not in self.leaves), None)
@@ -168,6 +172,11 @@ class _Tracer(fx.Tracer):
         if _modes() != self._modes:
             raise Untraceable("its forward changes the gradient or autocast mode")
         return super().create_node(kind, target, *args, **kwargs)
+
+
+def is_tracing() -> bool:
+    """Whether a forward is being followed just now, of this module or of one that it is in."""
+    return _Tracer.running > 0
 
 
 def _opaque(module: nn.Module) -> str:

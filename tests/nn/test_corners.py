@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
-from fastgan.nn import BatchNormAct2d, fuse
+from fastgan.nn import BatchNormAct2d, fuse, fused
 
 
 class Block(nn.Module):
@@ -128,3 +128,29 @@ def test_models_do_not_share_a_limit_of_recompilations(native: None):
 def test_an_activation_that_is_no_name(act: Any):
     with pytest.raises(FastganError, match="BatchNormAct2d"):
         BatchNormAct2d(3, act=act)
+
+
+def test_a_fused_submodule_inside_a_fused_module(native: None):
+    """Each is fused for calls of its own; a new trace of the outer one follows the original of the inner."""
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Sequential(
+            nn.ConvTranspose2d(4, 5, 4, 2, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.ConvTranspose2d(5, 3, 4, 2, 1)
+        ),
+    ).double()
+    other = fuse(copy.deepcopy(plain))
+    fuse(other[1])
+    x, z = (torch.randn(2, channels, 4, 4, dtype=torch.float64) for channels in (3, 4))
+    for mode in (True, False, True):
+        plain.train(mode), other.train(mode)
+        assert torch.allclose(other(x), plain(x), rtol=1e-12, atol=1e-13)
+        assert torch.allclose(other[1](z), plain[1](z), rtol=1e-12, atol=1e-13)
+    assert [record.fused for record in fused(other)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"), [(BatchNormAct2d(4), torch.float64), (BatchNormAct2d(4).half(), torch.float32)]
+)
+def test_a_wrong_type_names_the_layer(layer: nn.Module, x: torch.dtype, native: None):
+    with pytest.raises(FastganError, match=r"BatchNormAct2d\(4\): expected the input in the type of the weight"):
+        layer(torch.randn(2, 4, 3, 3, dtype=x))
