@@ -231,7 +231,7 @@ def test_the_ops_are_what_torch_expects(want_stats: bool) -> None:
     torch.library.opcheck(op, arguments)
     torch.library.opcheck(op, (x, None, None, None, None, 1e-5, 0, 0.2, True, weight, None, *geometry, *out))
     y = torch.tanh(random((3, 17, 14, 18), CPU, torch.float32))
-    for needs in ([True, True, True], [False, True, False], [True, False, False]):
+    for needs in ([True, True, True],) if want_stats else ([False, True, False], [True, False, False]):
         torch.library.opcheck(backward, (y.flip(0), None if want_stats else y, needs, *arguments))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
-from fastgan.nn import BatchNormAct2d, fuse, fused
+from fastgan.nn import BatchNormAct2d, fuse, fused, trace
 
 
 class Block(nn.Module):
@@ -154,3 +154,14 @@ def test_a_fused_submodule_inside_a_fused_module(native: None):
 def test_a_wrong_type_names_the_layer(layer: nn.Module, x: torch.dtype, native: None):
     with pytest.raises(FastganError, match=r"BatchNormAct2d\(4\): expected the input in the type of the weight"):
         layer(torch.randn(2, 4, 3, 3, dtype=x))
+
+
+def test_a_thread_in_which_profiling_is_stuck(native: None, monkeypatch: pytest.MonkeyPatch):
+    """Then another thread follows the forward, under the modes of this one."""
+    monkeypatch.setattr(trace, "_profiling_works", lambda: False)
+    plain = nn.Sequential(nn.ConvTranspose2d(3, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.ReLU()).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        other = fuse(copy.deepcopy(plain))
+        assert [record.fused for record in fused(other)] == [True]
+        assert torch.allclose(other(x), plain(x), rtol=1e-12, atol=1e-13)
