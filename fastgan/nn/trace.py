@@ -9,12 +9,12 @@ as it is.
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,14 +127,6 @@ class _Tracer(fx.Tracer):
 
     def graph_of(self, root: nn.Module, guards: Guards) -> fx.Graph:
         """The graph of the forward of `root`. Raises Untraceable."""
-        if _profiling_works():
-            return self._graph_of(root, guards)
-        # Python's profiling is a matter of each thread, and may be stuck in this one.
-        with ThreadPoolExecutor(1) as pool:
-            graph: fx.Graph = pool.submit(_with_modes, _modes(), self._graph_of, root, guards).result()
-            return graph
-
-    def _graph_of(self, root: nn.Module, guards: Guards) -> fx.Graph:
         with _recorded(root, guards):
             _Tracer.running += 1
             try:
@@ -203,29 +195,6 @@ def _opaque(module: nn.Module) -> str:
 def _modes() -> tuple[Any, ...]:
     autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
-def _with_modes(modes: tuple[Any, ...], run: Callable[..., Any], *args: Any) -> Any:
-    """run(*args) under the `_modes()` of another thread."""
-    grad, inference, *autocast = modes
-    with contextlib.ExitStack() as stack:
-        for kind, (enabled, dtype) in zip(("cpu", "cuda"), autocast, strict=True):
-            stack.enter_context(torch.autocast(kind, dtype, enabled=enabled))
-        stack.enter_context(torch.inference_mode(inference))
-        stack.enter_context(torch.set_grad_enabled(grad))
-        return run(*args)
-
-
-def _profiling_works() -> bool:
-    watch, before = _Watch(Guards()), sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        watch.check()
-    except Untraceable:
-        return False
-    finally:
-        sys.setprofile(before)
-    return True
 
 
 def _first_line(error: BaseException) -> str:
@@ -305,6 +274,9 @@ def _recorded(root: nn.Module, guards: Guards) -> Iterator[None]:
     """Records the attributes and global constants that are read; refuses attributes that are set and side effects."""
     notes = _Notes(root)
     plain_set, before = nn.Module.__setattr__, sys.getprofile()
+    # What the garbage collector calls is no part of the forward, and an exception there would end the profiling.
+    collecting = gc.isenabled()
+    gc.disable()
 
     def refuse(module: nn.Module, name: str, value: Any) -> None:
         if module in notes.modules:
@@ -327,6 +299,8 @@ def _recorded(root: nn.Module, guards: Guards) -> Iterator[None]:
     finally:
         del nn.Module.__getattribute__
         nn.Module.__setattr__ = plain_set  # type: ignore[method-assign]
+        if collecting:
+            gc.enable()
         changed = notes.restore()
         notes.become(guards)
     if changed:

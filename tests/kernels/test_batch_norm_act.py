@@ -20,7 +20,7 @@ from fastgan.kernels.batch_norm_act import (
     bias_act,
     train_batch_norm_act,
 )
-from fastgan.kernels.batch_norm_act.op import CHANNELS_LAST
+from fastgan.kernels.masked_act.reference import CHANNELS_LAST
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")

@@ -18,10 +18,10 @@ from fastgan.kernels._runtime import EXTENSION
 from fastgan.kernels.batch_norm_act import native_cuda
 from fastgan.kernels.batch_norm_act.native_cuda import plain_input, plain_normalise, plain_sums
 from fastgan.kernels.batch_norm_act.reference import Norm, arithmetic_type, reference_stats
+from fastgan.kernels.masked_act.reference import CHANNELS_LAST
 
 # As NormActType in csrc/norm_act.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
 
 
 def stats(x: Tensor) -> tuple[Tensor, Tensor]:

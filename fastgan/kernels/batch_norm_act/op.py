@@ -13,6 +13,7 @@ from fastgan.kernels._runtime import choose, register
 from fastgan.kernels._runtime.second_order import double_backward
 from fastgan.kernels.activations import code_of
 from fastgan.kernels.batch_norm_act import native
+from fastgan.kernels.batch_norm_act.native import dense
 from fastgan.kernels.batch_norm_act.reference import (
     Norm,
     arithmetic_type,
@@ -22,7 +23,6 @@ from fastgan.kernels.batch_norm_act.reference import (
 )
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
 
 
 def batch_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,12 +173,6 @@ def native_backward(grad: Tensor, x: Tensor, norm: Norm, out: Tensor | None = No
 def _fake_backward(grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     vector = x.new_empty(x.shape[1], dtype=arithmetic_type(x.dtype))
     return torch.empty_like(dense(x)), vector, torch.empty_like(vector)
-
-
-def dense(x: Tensor) -> Tensor:
-    """x where it is contiguous or channels-last, else a contiguous copy."""
-    last = CHANNELS_LAST.get(x.dim())
-    return x if last is not None and x.is_contiguous(memory_format=last) else x.contiguous()
 
 
 # ---- derivatives
