@@ -7,8 +7,10 @@ PYTHON ?= python3.11
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-# Three of the six GPU architectures: nvcc takes a minute for each. `pip install .` compiles all that nvcc knows.
-export FASTGAN_ARCHS ?= 80,90a,120
+# The GPU architectures of this machine, else one to see that it compiles: nvcc takes a minute for each.
+# `pip install .` compiles for all that nvcc knows.
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sed 's/^90$$/90a/' | sort -u)
+export FASTGAN_ARCHS ?= $(or $(GPUS),90a)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)

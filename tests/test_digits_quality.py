@@ -25,7 +25,6 @@ def reals() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return digits.read(np.arange(len(digits)))[..., 0], digits.labels
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_digits_are_legible_varied_and_not_copies(tmp_path: Path) -> None:
     config = resolve("digits", sets=[f'out="{tmp_path / "run"}"', "kimg=40", "output.tick_seconds=600", "device=cpu"])

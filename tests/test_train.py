@@ -174,7 +174,7 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"{pattern} did not appear")
 
 
-LONG = ("kimg=1.6", "output.checkpoint_kimg=0.16")  # 100 steps
+LONG = ("kimg=0.96", "output.checkpoint_kimg=0.16")  # 60 steps
 
 
 @pytest.mark.timeout(240)

@@ -5,6 +5,8 @@ Points lie on the unit circle with standard deviation 0.05: neighbouring modes a
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from small import Batches, Plane, game, ring, ring_cover
@@ -49,11 +51,10 @@ def train(
     return modes, near, int(step.read_statistics()["skipped"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        {"loss": "non_saturating", "r1": 0.1},
+        pytest.param({"loss": "non_saturating", "r1": 0.1}, marks=pytest.mark.long),
         {"loss": "wasserstein", "wgan_gp": 0.1},
         {"loss": "relativistic", "r1": 0.05, "r2": 0.05},
     ],
@@ -66,8 +67,16 @@ def test_the_well_behaved_cover_the_ring(options: dict[str, object]) -> None:
     assert near >= 0.9
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("loss", LOSSES)
+def pairs() -> list[Any]:
+    """Every other one, like the squares of a chessboard, is quick."""
+    return [
+        pytest.param(loss, penalty, marks=() if (i + j) % 2 else pytest.mark.long)
+        for i, loss in enumerate(LOSSES)
+        for j, penalty in enumerate(PENALTIES)
+    ]
+
+
+@pytest.mark.parametrize(("loss", "penalty"), pairs())
 def test_every_loss_with_every_penalty_trains(loss: str, penalty: str) -> None:
     modes, near, skipped = train(200, loss=loss, **PENALTIES[penalty])  # type: ignore[arg-type]
     print(f"{loss} {penalty}: {modes} modes, {near:.3f} near")

@@ -290,7 +290,6 @@ def test_opcheck(device: torch.device) -> None:
         torch.library.opcheck(torch.ops.fastgan.adam_ema_.default, arguments)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("implementation")
 def test_under_torch_compile(device: torch.device) -> None:
     def step(lists: list[list[Tensor]], numbers: dict[str, Any]) -> list[Tensor]:

@@ -149,7 +149,6 @@ def test_which_version_and_how_many_parts() -> None:
     assert calls.weight_gradient(x, grad, K4, calls.Prologue(), x.dtype, how)[0][0].grid == (16, 16)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("table", ["layers pointers", "layers descriptors", "odd pointers", "image pointers"])
 def test_same_as_float64(table: str) -> None:
     interpret(str(ROOT / "tests" / "transposed.py"), *table.split())

@@ -202,7 +202,6 @@ def test_opcheck(device: torch.device) -> None:
         torch.library.opcheck(torch.ops.fastgan.counter_noise.default, (7, index, [3, 5], 2, kind, 10))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("implementation")
 def test_under_torch_compile(device: torch.device) -> None:
     def turn(seed: int, index: Tensor, stream: int) -> tuple[Tensor, ...]:

@@ -414,7 +414,6 @@ def test_opcheck(channels_last: bool, device: torch.device) -> None:
         torch.library.opcheck(ops.apply_mask.default, (x, mask, 0.2, *leaves[1:]))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("implementation")
 def test_under_torch_compile(device: torch.device) -> None:
     def turn(z: Tensor, u: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, ...]:

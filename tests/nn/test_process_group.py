@@ -66,7 +66,6 @@ def assert_one_is_two(one: list[Tensor], first: list[Tensor], second: list[Tenso
         assert_close(part[3 + parameters :], one[3 + parameters :], 1e-12)
 
 
-@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path):
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -221,7 +221,7 @@ def test_a_python_counter(method: str, maps: bool):
     assert critic.calls == twin.calls == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_python_counter_over_many_steps():
     critic, twin = Counting(), Counting()
     for seed in range(80):

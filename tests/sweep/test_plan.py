@@ -40,7 +40,9 @@ class Keeping:
         raise AssertionError(f"no plan {kind!r}")
 
 
-@pytest.mark.parametrize("name", ["dcgan", "r3gan", "sngan", "unet", "projection"])
+@pytest.mark.parametrize(
+    "name", ["dcgan", "r3gan", pytest.param("sngan", marks=pytest.mark.long), "unet", "projection"]
+)
 def test_both_halves_compile_as_one_graph_each(name: str, monkeypatch: pytest.MonkeyPatch):
     case, keeping = ZOO[name], Keeping(monkeypatch)
     critic = case.make()
