@@ -51,16 +51,39 @@ def fuse(model: _Module) -> _Module:
     """The same model, in which runs of [activation ->] transposed convolution [-> batch normalisation] [-> activation]
     and batch normalisation -> activation are computed as one.
 
-    Parameters, buffers, names, hooks, state_dict and the classes' names stay. What was fused, fused(model) says.
+    Parameters, buffers, names, hooks, state_dict and the classes' names stay. What was fused, fused(model) says; a
+    submodule that is called on its own (model.decoder(z)) is fused then as well.
     Raises FastganError for what is no module.
     """
     for module, analysis in _survey(_checked("fuse", model)):
-        if analysis.chains and analysis.traced is not None and not hasattr(type(module), "_fastgan_original"):
-            module.__class__ = _fused_class(type(module))
-            module.__dict__["_fastgan_plans"] = (
-                _plan_of(module, _usual_form(module), analysis.traced, analysis.chains),
-            )
+        if analysis.chains and analysis.traced is not None:
+            inner = _around_runs(module, analysis.chains)
+            if _become_fused(module):
+                module.__dict__["_fastgan_plans"] = (
+                    _plan_of(module, _usual_form(module), analysis.traced, analysis.chains),
+                )
+            for submodule in inner:  # traced when it is called, if ever
+                _become_fused(submodule)
     return model
+
+
+def _become_fused(module: nn.Module) -> bool:
+    """False where it was already."""
+    if hasattr(type(module), "_fastgan_original"):
+        return False
+    made: Any = _made_class
+    module.__class__ = made(type(module))
+    return True
+
+
+def _around_runs(root: nn.Module, chains: list[Chain]) -> list[nn.Module]:
+    """The submodules of root, not its layers, that hold a layer of a chain."""
+    layers = [name for chain in chains for step in chain.steps for name in step.names]
+    return [
+        module
+        for path, module in root.named_modules()
+        if path and any(name.startswith(f"{path}.") for name in layers) and _may_be_root(module)
+    ]
 
 
 def fused(model: nn.Module) -> list[Record]:
@@ -126,16 +149,26 @@ def _visit(module: nn.Module, path: str, seen: set[nn.Module], found: list[tuple
     chains, left = find_chains(module, traced.graph, traced.guards)
     left += [Left(f"{name} ({type(leaf).__name__})", f"{why}; looked inside") for name, leaf, why in traced.leaves]
     found.append((module, Analysis(path, chains, left, traced)))
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            _visit_leaf(module, path, str(node.target), seen, found)
+    called = {name: module.get_submodule(name) for name in _names_of_calls(traced.graph)}
+    for name, leaf in called.items():  # called as it is: it may have runs of its own
+        if any(True for _ in leaf.children()):
+            _visit(leaf, _join(path, name), seen, found)
+    _visit_unused(module, path, {*called.values(), *traced.inlined}, seen, found)
 
 
-def _visit_leaf(root: nn.Module, path: str, name: str, seen: set[nn.Module], found: Any) -> None:
-    """A submodule that the graph of `root` calls as it is: it may have runs of its own."""
-    leaf = root.get_submodule(name)
-    if any(True for _ in leaf.children()):
-        _visit(leaf, _join(path, name), seen, found)
+def _names_of_calls(graph: fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if node.op == "call_module"]
+
+
+def _visit_unused(module: nn.Module, path: str, used: set[nn.Module], seen: set[nn.Module], found: Any) -> None:
+    """Submodules that a forward neither calls nor goes through, such as an encoder for who calls it."""
+    for name, child in module.named_children():
+        if child in seen:
+            continue
+        if any(m in used for m in child.modules()):
+            _visit_unused(child, _join(path, name), used, seen, found)
+        elif any(True for _ in child.children()):
+            _visit(child, _join(path, name), seen, found)
 
 
 def _visit_children(module: nn.Module, path: str, seen: set[nn.Module], found: Any) -> None:
@@ -249,11 +282,7 @@ def _made_class(cls: Any) -> Any:
     return fused_class
 
 
-def _fused_class(cls: Any) -> Any:
-    return _made_class(cls)
-
-
 def _again(cls: type, *args: Any) -> Any:
     """An object of the fused class without its state, when it is copied or unpickled."""
-    fused_class = _fused_class(cls)
+    fused_class = _made_class(cls)
     return fused_class.__new__(fused_class, *args)

@@ -176,6 +176,8 @@ class _Finder:
                 self.why[node] = why
                 return None
             return self._layer_parts(path, module), False
+        if type(module).forward is nn.Identity.forward:
+            return self._nothing(node, module)
         for kind, act in MODULES.items():
             if type(module).forward is kind.forward:  # type: ignore[attr-defined]
                 return self._act_parts(node, path, module, act)
@@ -210,6 +212,13 @@ class _Finder:
             if module.act != "none":
                 parts.append(Part("act", path, module.act, f"{path}.negative_slope"))
         return parts
+
+    def _nothing(self, node: fx.Node, module: nn.Module) -> tuple[list[Part], bool] | None:
+        """An nn.Identity, as whoever takes a layer out of a model leaves behind."""
+        if has_hooks(module) or "forward" in module.__dict__ or len(node.args) + len(node.kwargs) > 1:
+            return None
+        self.guards.hookless.append(module)
+        return [], False
 
     def _act_parts(self, node: fx.Node, path: str, module: Any, act: str) -> tuple[list[Part], bool] | None:
         if act == "gelu":
@@ -248,7 +257,7 @@ class _Finder:
         if len(source.users) > 1:
             return False
         if source in self.pieces:
-            return True
+            return bool(self.pieces[source].parts) or self._alone(self.pieces[source])
         if source.op == "call_module":
             module = self.modules[str(source.target)]
             if not isinstance(module, FRESH_MODULES) or module._forward_hooks:  # a hook may keep what it sees
@@ -286,6 +295,8 @@ class _Finder:
         chains: list[Chain] = []
         state = ""
         for node in path:
+            if not self.pieces[node].parts and chains:
+                chains[-1].nodes.append(node)
             for part in self.pieces[node].parts:
                 begins = (part.kind == "norm" and state != "conv") or (part.kind == "act" and state == "act")
                 if not chains or begins:

@@ -44,12 +44,13 @@ class Untraceable(Exception):
 @dataclass
 class Trace:
     """graph: None where there is none, then reason says why. leaves: (path, module, reason) of submodules called as
-    they are although they are no layers of PyTorch."""
+    they are although they are no layers of PyTorch. inlined: those whose forward was followed."""
 
     graph: fx.Graph | None
     guards: Guards
     reason: str = ""
     leaves: list[tuple[str, nn.Module, str]] = field(default_factory=list)
+    inlined: list[nn.Module] = field(default_factory=list)
 
 
 def form_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Form | None:
@@ -96,7 +97,7 @@ def _trace(root: nn.Module, form: Form) -> Trace:
         guards.hookless += tracer.inlined
         paths = {m: name for name, m in root.named_modules()}
         leaves = [(paths[m], m, why) for m, why in tracer.leaves.items() if m in paths]
-        return Trace(graph, guards, reason, leaves)
+        return Trace(graph, guards, reason, leaves, tracer.inlined)
 
 
 def _containers(root: nn.Module) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from nn.compare import assert_close, twins
+from nn.compare import assert_close, fused_calls, twins
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -182,3 +182,73 @@ def test_collections_of_garbage_do_not_count(collected_all_the_time: list[float]
     assert collected_all_the_time
     assert [record.fused for record in fused(model)] == [True]
     assert gc.isenabled()
+
+
+def up(before: int, after: int) -> list[nn.Module]:
+    return [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
+
+
+class Autoencoder(nn.Module):
+    """Its forward goes through the decoder only, and layer by layer through its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.decoder = nn.Sequential(nn.Sequential(*up(4, 5)), *up(5, 4))
+        self.head = nn.Sequential(*up(4, 3), nn.Conv2d(3, 3, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.decoder(z)
+        for layer in self.head:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("part", ["", "encoder", "decoder", "decoder.0", "head"])
+def test_parts_that_are_called_on_their_own_are_fused_too(part: str, native: None):
+    plain, other = twins(lambda: Autoencoder().double())
+    records = [(record.where, record.fused) for record in fused(other)]
+    assert records == [
+        (tuple(f"decoder.0.{i}" for i in range(3)) + tuple(f"decoder.{i}" for i in range(1, 4)) + HEAD, True),
+        (("encoder.1", "encoder.2"), True),
+    ]
+    x = torch.randn(2, 3 if part == "encoder" else 4, 4, 4, dtype=torch.float64)
+    for mode in (True, False, True):
+        plain.train(mode), other.train(mode)
+        with fused_calls() as names:
+            got = other.get_submodule(part)(x)
+        assert torch.allclose(got, plain.get_submodule(part)(x), rtol=1e-12, atol=1e-13)
+        assert bool(names)
+    assert_close(other.buffers(), plain.buffers())
+    assert type(other.decoder).__name__ == "Sequential"
+    assert isinstance(other.decoder, nn.Sequential)
+
+
+HEAD = ("head.0", "head.1", "head.2")
+
+
+def test_identities_between_layers(native: None):
+    def make() -> nn.Module:
+        first, norm, act = up(3, 4)
+        return nn.Sequential(
+            nn.Identity(), first, nn.Identity(), norm, nn.Identity(), nn.Identity(), act, *up(4, 3), nn.Identity()
+        ).double()
+
+    plain, other = twins(make)
+    assert [record.where for record in fused(other)] == [("1", "3", "6", "7", "8", "9")]
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert torch.allclose(other(x), plain(x), rtol=1e-12, atol=1e-13)
+    seen: list[Tensor] = []
+    other[2].register_forward_hook(lambda module, args, out: seen.append(out))
+    assert torch.allclose(other(x), plain(x), rtol=1e-12, atol=1e-13)
+    assert len(seen) == 1, "a hook on one is called"
+
+
+def test_in_place_behind_an_identity(native: None):
+    """What it changes may be the input of the model."""
+    plain, other = twins(lambda: nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), *up(3, 4)).double())
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    one, two = x.clone(), x.clone()
+    assert torch.allclose(other(one), plain(two), rtol=1e-12, atol=1e-13)
+    assert torch.equal(one, two)
+    assert torch.equal(one, x.relu())
