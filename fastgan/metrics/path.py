@@ -131,14 +131,13 @@ def prepared(images: Any, size: int | None, quantise: bool) -> Tensor:
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
         what = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise FastganError(f"generate: expected images [n, C, H, W] of floats in [-1, 1], got {what}")
-    if size is not None and images.shape[-1] > size:
-        factor, rest = divmod(images.shape[-1], size)
-        if rest or images.shape[-1] != images.shape[-2]:
-            raise FastganError(f"size: expected a divisor of the images' {list(images.shape[-2:])}, got {size}")
-        images = F.avg_pool2d(images, factor)
-    if quantise:
-        images = ((images + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
-    return images
+    shown: Tensor = images
+    if size is not None and shown.shape[-1] > size:
+        factor, rest = divmod(shown.shape[-1], size)
+        if rest or shown.shape[-1] != shown.shape[-2]:
+            raise FastganError(f"size: expected a divisor of the images' {list(shown.shape[-2:])}, got {size}")
+        shown = F.avg_pool2d(shown, factor)
+    return ((shown + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1 if quantise else shown
 
 
 def checked(distances: Any, count: int) -> Tensor:
