@@ -49,6 +49,7 @@ class Points:
     exact: Tensor
     short: Tensor
     squares: Tensor
+    centre: Tensor
     scale: float
 
     def __len__(self) -> int:
@@ -57,6 +58,14 @@ class Points:
     def margin(self) -> Tensor:
         """[n] a bound on the error of squared distances is the sum of both points' margins."""
         return self.squares * ((self.short.shape[1] + 16) * torch.finfo(self.short.dtype).eps / 2)
+
+    def coarse(self, distances: Tensor) -> bool:
+        """Whether squared distances of short points such as these are within their error too often, and fp64 helps."""
+        return self.short.dtype == torch.float32 and bool(distances.median() < 20 * self.margin().amax())
+
+    def finer(self) -> Points:
+        """With short points in fp64."""
+        return points(self.exact, self.centre, self.scale, torch.float64)
 
 
 def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
@@ -89,7 +98,7 @@ def points(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> P
     short = torch.empty(given.shape, dtype=dtype, device=given.device)
     for rows in spans(len(given)):
         short[rows] = ((given[rows].double() - centre) / scale).to(dtype)
-    return Points(given, short, squares(short, 0.0).to(dtype), scale)
+    return Points(given, short, squares(short, 0.0).to(dtype), centre, scale)
 
 
 def squares(given: Tensor, centre: Tensor | float) -> Tensor:
@@ -127,6 +136,8 @@ def exactly(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
 def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
     """For every k, [n] fp64: the distance from each point to its k-th nearest other one."""
     near, who = candidates(x, min(max(kinds) + SPARE, len(x) - 1))
+    if x.coarse(near):
+        return nearest(x.finer(), kinds)
     margin = x.margin() + x.margin().amax()
     out = []
     for k in kinds:
@@ -179,6 +190,9 @@ def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
 
 def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
     """found: rules with the radii [n] of the real points x and [m] of the fake points y."""
+    radii = torch.cat([torch.cat(both) for _, *both in found])
+    if x.coarse((radii / x.scale).square()):
+        x, y = x.finer(), y.finer()
     out = [Balls(zeros(y), zeros(x), zeros(x)) for _ in found]
     for rows in spans(len(x)):
         for columns in spans(len(y)):
