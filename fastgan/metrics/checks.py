@@ -13,7 +13,10 @@ from fastgan.metrics.sources import features_of
 
 def gather(name: str, source: Any, features: Any = None, *, batch_size: int = 64, least: int = 2) -> Tensor:
     """All features of a source, [n, d], finite, n >= least. They stay on the device and in the type that they have."""
-    batches = list(features_of(source, features, batch_size=batch_size))
+    try:
+        batches = list(features_of(source, features, batch_size=batch_size))
+    except FastganError as error:
+        raise FastganError(f"{name}: {error}") from None
     sizes = {batch.shape[1] for batch in batches}
     if len(sizes) > 1:
         raise FastganError(f"{name}: expected batches of one size, got {sorted(sizes)} features per sample")
@@ -34,12 +37,15 @@ def both(real: Any, fake: Any, features: Any = None, *, batch_size: int = 64, le
     """Features of both sides, [n, d] and [m, d], of one type and on one device (that of `real`)."""
     first = gather("real", real, features, batch_size=batch_size, least=least)
     second = gather("fake", fake, features, batch_size=batch_size, least=least)
-    if first.shape[1] != second.shape[1]:
-        raise FastganError(
-            f"real has {first.shape[1]} features per sample and fake {second.shape[1]}; use the same network for both"
-        )
+    same_network(first.shape[1], second.shape[1])
     dtype = torch.promote_types(first.dtype, second.dtype)
     return first.to(dtype), second.to(first.device, dtype)
+
+
+def same_network(real: int, fake: int) -> None:
+    """Refuses sides with unequal numbers of features."""
+    if real != fake:
+        raise FastganError(f"real has {real} features per sample and fake {fake}; use the same network for both")
 
 
 def seed_of(seed: int) -> int:

@@ -20,8 +20,8 @@ class ClusterOptions:
     seedings: int = 10
     subset: int = 3072
     batch: int = 1024
-    steps: int = 100
-    full: int = 2
+    steps: int = 20
+    full: int = 4
 
 
 def cluster(x: Tensor, clusters: int, runs: int, options: ClusterOptions) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastgan.errors import FastganError
-from fastgan.metrics.checks import at_least_one, few, gather, seed_of, source_name
+from fastgan.metrics.checks import at_least_one, few, gather, same_network, seed_of, source_name
 from fastgan.metrics.result import Result
 from fastgan.metrics.sources import features_of
 from fastgan.metrics.statistics import FeatureStatistics
@@ -36,10 +36,7 @@ def fid(real: Any, fake: Any, features: Any = None, *, batch_size: int = 64) -> 
     """
     first = statistics_of("real", real, features, batch_size)
     second = statistics_of("fake", fake, features, batch_size)
-    if first.size != second.size:
-        raise FastganError(
-            f"real has {first.size} features per sample and fake {second.size}; use the same network for both"
-        )
+    same_network(first.size, second.size)
     protocol = FidProtocol(source_name(features), first.size)
     value = first.frechet_distance(second)
     return Result("fid", value, protocol, {}, first.count or 0, second.count or 0, doubts(first, second))
@@ -107,6 +104,7 @@ def fid_infinity(
     at_least_one(points=points, smallest=smallest)
     first = statistics_of("real", real, features, batch_size)
     samples = gather("fake", fake, features, batch_size=batch_size)
+    same_network(first.size, samples.shape[1])
     count = len(samples)
     start = smallest if count >= 2 * smallest else max(count // 10, 2)
     if points < 2 or start >= count:
