@@ -29,6 +29,7 @@ class FeatureStatistics:
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)ᵀ, over what is not kept
         self._kept: list[Tensor] | None = []
+        self._cached: tuple[int | None, Factor] | None = None  # the factor of the covariance of so many samples
 
     @property
     def size(self) -> int:
@@ -147,6 +148,12 @@ class FeatureStatistics:
         return out
 
     def _factor(self, name: str) -> Factor:
+        """Kept until more samples come: many distances to the same set factor its covariance once."""
+        if self._cached is None or self._cached[0] != self.count:
+            self._cached = self.count, self._new_factor(name)
+        return self._cached[1]
+
+    def _new_factor(self, name: str) -> Factor:
         if self._kept is None or self.count is None:
             return factor(self.cov(), name)
         features = torch.cat(self._kept)

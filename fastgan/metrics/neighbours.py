@@ -1,0 +1,242 @@
+"""Balls around samples up to their k-th nearest neighbour, and which samples of another set lie in them.
+
+Squared distances come from matrix products |x|² + |y|² - 2 x·y, tile by tile, in fp32 on centred and scaled features.
+With at most (d + 16) u (|x|² + |y|²) of error each (Higham 2002, section 3.1; u = 2⁻²⁴), nearly all comparisons are
+certain; the few that are not are made again from differences in fp64. So the outcome is that of fp64, at the price of
+fp32, in memory for one tile. (fp32 distances alone put a sample at up to 1% of the typical distance from itself.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError
+
+TILE = 1024  # rows and columns of one tile of distances: it fits in a cache
+SPARE = 4  # neighbours kept beyond the k-th, so that the k-th is certain
+PAIRS = 1 << 22  # numbers per pass over exact differences
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A ball reaches to the k-th nearest other sample of its set; its border belongs to it where inclusive."""
+
+    k: int
+    inclusive: bool
+
+
+@dataclass(frozen=True)
+class Balls:
+    """Of one rule, for n real and m fake samples.
+
+    around_fake: [m] real balls that contain each fake sample;  around_real: [n] fake balls that contain each real one
+    covered:     [n] whether each real ball contains a fake sample
+    """
+
+    around_fake: Tensor
+    around_real: Tensor
+    covered: Tensor
+
+
+@dataclass(frozen=True)
+class Points:
+    """exact: [n, d] as given; short: [n, d] centred, scaled, in fp32 where that is reliable; squares: [n] of short."""
+
+    exact: Tensor
+    short: Tensor
+    squares: Tensor
+    centre: Tensor
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def margin(self) -> Tensor:
+        """[n] a bound on the error of squared distances is the sum of both points' margins."""
+        return self.squares * ((self.short.shape[1] + 16) * torch.finfo(self.short.dtype).eps / 2)
+
+    def coarse(self, distances: Tensor) -> bool:
+        """Whether squared distances of short points such as these are within their error too often, and fp64 helps."""
+        return self.short.dtype == torch.float32 and bool(distances.median() < 20 * self.margin().amax())
+
+    def finer(self) -> Points:
+        """With short points in fp64."""
+        return points(self.exact, self.centre, self.scale, torch.float64)
+
+
+def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
+    """real: [n, d], fake: [m, d], finite. One pass over the distances, whatever the number of rules."""
+    for rule in rules:
+        if not 1 <= rule.k < min(len(real), len(fake)):
+            raise FastganError(
+                f"k: expected 1 or more and fewer than the {min(len(real), len(fake))} samples, got {rule.k}"
+            )
+    x, y = prepare(real, fake)
+    kinds = sorted({rule.k for rule in rules})
+    radii = [dict(zip(kinds, nearest(points, kinds), strict=True)) for points in (x, y)]
+    found = [(rule, radii[0][rule.k], radii[1][rule.k]) for rule in rules]
+    return inside(x, y, found)
+
+
+def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
+    """Both sets around the mean of all, over the largest norm."""
+    centre = (real.double().sum(0) + fake.double().sum(0)) / (len(real) + len(fake))
+    norm = torch.stack([squares(z, centre).amax() for z in (real, fake)]).amax()
+    scale = float(norm.sqrt()) or 1.0
+    for dtype in (torch.float32, torch.float64):
+        sets = tuple(points(z, centre, scale, dtype) for z in (real, fake))
+        if dtype == torch.float64 or reliable(sets[0]):
+            break
+    return sets[0], sets[1]
+
+
+def points(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Points:
+    short = torch.empty(given.shape, dtype=dtype, device=given.device)
+    for rows in spans(len(given)):
+        short[rows] = ((given[rows].double() - centre) / scale).to(dtype)
+    return Points(given, short, squares(short, 0.0).to(dtype), centre, scale)
+
+
+def squares(given: Tensor, centre: Tensor | float) -> Tensor:
+    """[n, d] -> [n] fp64, without an fp64 copy of everything."""
+    return torch.cat([(given[rows].double() - centre).square().sum(1) for rows in spans(len(given))])
+
+
+def reliable(some: Points) -> bool:
+    """Whether products keep their bound on this device: they do not where fp32 means TF32 or bf16 inside."""
+    rows = some.short[:: max(1, len(some) // 16)]
+    error = (rows @ some.short.mT - (rows.double() @ some.short.double().mT)).abs()
+    bound = some.margin()[:: max(1, len(some) // 16), None] + some.margin()
+    return bool((2 * error <= bound / 4 + torch.finfo(torch.float32).tiny).all())
+
+
+def spans(count: int, size: int = TILE) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def tile(x: Points, rows: slice, y: Points, columns: slice) -> Tensor:
+    """[rows, columns] squared distances of the short points; rounding can make them negative."""
+    out = torch.addmm(y.squares[columns], x.short[rows], y.short[columns].mT, alpha=-2)
+    return out.add_(x.squares[rows, None])
+
+
+def exactly(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
+    """[p] distances of the pairs x[i], y[j] from differences in fp64: the same for the same pair, whoever asks."""
+    parts = []
+    for part in spans(len(i), max(1, PAIRS // x.exact.shape[1])):
+        a, b = x.exact[i[part]].double(), y.exact[j[part]].double()
+        parts.append(torch.cdist(a[:, None], b[:, None], compute_mode="donot_use_mm_for_euclid_dist").flatten())
+    return torch.cat(parts) if parts else x.exact.new_zeros(0, dtype=torch.float64)
+
+
+def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
+    """For every k, [n] fp64: the distance from each point to its k-th nearest other one."""
+    near, who = candidates(x, min(max(kinds) + SPARE, len(x) - 1))
+    if x.coarse(near):
+        return nearest(x.finer(), kinds)
+    margin = x.margin() + x.margin().amax()
+    out = []
+    for k in kinds:
+        kth = near[:, k - 1]
+        below = near < (kth - 2 * margin)[:, None]
+        maybe = ~below & (near <= (kth + 2 * margin)[:, None])
+        rows, slots = maybe.nonzero(as_tuple=True)
+        sure = torch.full(near.shape, torch.inf, dtype=torch.float64, device=near.device)
+        sure[below] = -torch.inf
+        sure[rows, slots] = exactly(x, rows, x, who[rows, slots])
+        radius = sure.sort(1).values[:, k - 1]
+        if near.shape[1] < len(x) - 1:  # could a neighbour that was not kept be nearer than the k-th?
+            outside = (near[:, -1] - margin).clamp_min(0).double() * x.scale**2
+            open_ = (radius.square() > outside).nonzero().flatten()
+            everyone = torch.arange(len(x), device=open_.device)
+            for row in open_.tolist():
+                distances = exactly(x, everyone.new_full((len(x),), row), x, everyone)
+                distances[row] = torch.inf
+                radius[row] = distances.kthvalue(k).values
+        out.append(radius)
+    return out
+
+
+def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` nearest other points by approximate squared distance, nearest first: values and indices [n, count].
+
+    Each tile above the diagonal serves its rows and its columns.
+    """
+    near = torch.full((len(x), count), torch.inf, dtype=x.short.dtype, device=x.short.device)
+    who = torch.zeros((len(x), count), dtype=torch.long, device=x.short.device)
+
+    def merge(rows: slice, distances: Tensor, first: int) -> None:
+        values, places = distances.topk(min(count, distances.shape[1]), largest=False)
+        values, order = torch.cat((near[rows], values), 1).sort(1)
+        near[rows] = values[:, :count]
+        who[rows] = torch.cat((who[rows], places + first), 1).gather(1, order[:, :count])
+
+    for rows in spans(len(x)):
+        for columns in spans(len(x)):
+            if columns.start < rows.start:
+                continue
+            distances = tile(x, rows, x, columns)
+            if columns.start == rows.start:
+                distances.fill_diagonal_(torch.inf)
+            else:
+                merge(columns, distances.mT.contiguous(), rows.start)
+            merge(rows, distances, columns.start)
+    return near, who
+
+
+def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
+    """found: rules with the radii [n] of the real points x and [m] of the fake points y."""
+    radii = torch.cat([torch.cat(both) for _, *both in found])
+    if x.coarse((radii / x.scale).square()):
+        x, y = x.finer(), y.finer()
+    out = [Balls(zeros(y), zeros(x), zeros(x)) for _ in found]
+    for rows in spans(len(x)):
+        for columns in spans(len(y)):
+            distances = tile(x, rows, y, columns)
+            pair = Pair(x, rows, y, columns, x.margin()[rows].amax() + y.margin()[columns].amax())
+            for (rule, real, fake), into in zip(found, out, strict=True):
+                by_row, by_column = within(distances, real[rows, None], rule, pair)
+                into.covered[rows] += by_row
+                into.around_fake[columns] += by_column
+                into.around_real[rows] += within(distances, fake[columns], rule, pair)[0]
+    return [Balls(b.around_fake.long(), b.around_real.long(), b.covered > 0) for b in out]
+
+
+def zeros(some: Points) -> Tensor:
+    return torch.zeros(len(some), dtype=torch.float64, device=some.short.device)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Which points a tile is of, and the bound on the error of its squared distances."""
+
+    x: Points
+    rows: slice
+    y: Points
+    columns: slice
+    margin: Tensor
+
+
+def within(distances: Tensor, radii: Tensor, rule: Rule, pair: Pair) -> tuple[Tensor, Tensor]:
+    """distances: [r, c] squared, of a tile; radii: [r, 1] or [c]. How many in each row and each column are inside."""
+    border = (radii / pair.x.scale).square()
+    possible = border + pair.margin
+    if not rule.inclusive:
+        possible = torch.where(radii > 0, possible, -torch.inf)  # a point is not inside its own empty ball
+    certain = torch.lt(distances, (border - pair.margin).to(distances.dtype), out=torch.empty_like(distances))
+    by_row, by_column = certain.sum(1), certain.sum(0)
+    doubtful = distances <= possible.to(distances.dtype)
+    if doubtful.count_nonzero() > by_row.sum(dtype=torch.float64):
+        i, j = (doubtful & (certain == 0)).nonzero(as_tuple=True)
+        distance, radius = (
+            exactly(pair.x, i + pair.rows.start, pair.y, j + pair.columns.start),
+            radii.expand(distances.shape)[i, j],
+        )
+        hit = distance <= radius if rule.inclusive else distance < radius
+        by_row += torch.bincount(i[hit], minlength=len(by_row))
+        by_column += torch.bincount(j[hit], minlength=len(by_column))
+    return by_row, by_column
