@@ -8,7 +8,8 @@ the device until `TrainState.read_statistics` is called, once per tick.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,10 +164,13 @@ class Step:
         batch: int,
         total: int,
         world: int = 1,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        """total: images of the whole run, of which schedules are fractions; world: number of ranks"""
+        """total: images of the whole run, of which schedules are fractions; world: number of ranks
+        autocast: bfloat16 for mixed precision; weights, gradients, moments and averages stay what they are"""
         self.system, self.state, self.averaging = system, state, averaging
         self.seed, self.global_batch = seed, batch * world
+        self.autocast = autocast
         self.progress = Progress(torch.zeros_like(state.seen))
         self.scalars = {name: self.progress.value(value) for name, value in system.schedules().items()}
         for player in state.players.values():  # made now, not within a turn that is captured
@@ -189,16 +193,30 @@ class Step:
 
         All batches are fetched before anything changes: where that raises, the state is as it was.
         """
-        fresh = [next_batch() for _ in range(self.batches)]
-        batch = fresh[0]
+        self.run(self.fetch(next_batch))
+        self.advance()
+
+    def fetch(self, next_batch: Callable[[], Batch]) -> list[Batch]:
+        """The batches of one step."""
+        return [next_batch() for _ in range(self.batches)]
+
+    @property
+    def phase(self) -> tuple[int, ...]:
+        """Numbers of the turns that the next step plays: all that its number decides."""
+        return tuple(number for number, turn in enumerate(self.turns) if turn.plays(self.state.step))
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        """Everything that the device does in the next step: what a graph captures. Follow it by `advance`."""
+        fresh, batch = iter(batches), batches[0]
         self._schedule()
-        for number, turn in enumerate(self.turns):
-            if not turn.plays(self.state.step):
-                continue
+        for number in self.phase:
+            turn = self.turns[number]
             for _ in range(turn.repeat):
-                if turn.fresh:
-                    batch = fresh.pop(0)
+                batch = next(fresh) if turn.fresh else batch
                 self.play(turn, batch, Draw(self.seed, batch.index, stream=number))
+
+    def advance(self) -> None:
+        """Count the step on the host."""
         self.state.step += 1
         self.state.samples += self.batches * self.global_batch
 
@@ -216,7 +234,8 @@ class Step:
         saved = [player.buffers.save() for player in players]
         for player in movers.values():
             player.zero_grad()
-        statistics = turn.gradients(batch, draw)
+        with torch.autocast(self.state.device.type, self.autocast) if self.autocast else nullcontext():
+            statistics = turn.gradients(batch, draw)
         norms = {name: player.gradient_norm() for name, player in movers.items()}
         suffixes = {name: f".{name}" if len(norms) > 1 else "" for name in norms}
         statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}
