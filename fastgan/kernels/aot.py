@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time for every architecture, without a GPU, and shows what came out.
 
-    python -m fastgan.kernels.aot [--arch 90 ...] [--case TEXT ...] [--jobs N]
+    python -m fastgan.kernels.aot [--arch 90 ...] [--case TEXT ...] [--sample] [--jobs N]
 
 One line per kernel and architecture: registers per thread, spills, shared memory, and which of the instructions that a
 kernel may be built on (wgmma, tcgen05, mma, TMA) are in its code. Exit status: 0, or 1 where something does not
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastgan.kernels.aot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--arch", type=int, action="append", choices=BUDGETS, help="default: all")
     parser.add_argument("--case", action="append", help="part of the name of a case; default: all cases")
+    parser.add_argument("--sample", action="store_true", help="one case of every kernel for every architecture")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per CPU")
     options = parser.parse_args(arguments)
     wanted = [i for i, case in enumerate(kernels()) if any(text in case.name for text in options.case or [""])]
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = [(i, capability) for i, capability in known if capability in kernels()[i].capabilities]
     if not jobs:
         parser.error("no such case is for these architectures")
+    if options.sample:
+        jobs = _sample(jobs)
     if options.jobs > 1 and len(jobs) > 1:
         with ProcessPoolExecutor(min(len(jobs), options.jobs)) as pool:
             outcomes = list(pool.map(compile_one, jobs))
@@ -69,6 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems = sum(1 for row in rows if row[-1])
     print(f"{len(rows)} kernels, {problems or 'no'} problems")
     return 1 if problems else 0
+
+
+def _sample(jobs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of each kernel one job per architecture: another case for each where it has several."""
+    cases: dict[tuple[str, str, int], list[int]] = {}
+    for i, capability in jobs:
+        cases.setdefault((kernels()[i].op, kernels()[i].kernel.__name__, capability), []).append(i)
+    turn = {capability: n for n, capability in enumerate(BUDGETS)}
+    return [(numbers[turn[key[2]] * len(numbers) // len(turn)], key[2]) for key, numbers in cases.items()]
 
 
 def _row(case: AotCase, capability: int, outcome: Compiled | str) -> tuple[str, ...]:

@@ -56,12 +56,14 @@ def features_of(source: Any, features: Any = None, *, batch_size: int = 64) -> I
         source, Iterable
     ):
         source, first = _peek(source)
-        if _dimensions(first) == 2:
+        if _dimensions(first) == 2 or (features is None and _dimensions(first) != 4):
             yield from (matrix(batch) for batch in source)
             return
-    elif _dimensions(source) == 2:
+    elif _dimensions(source) == 2 or (features is None and _dimensions(source) not in (0, 4)):
         yield matrix(source)
         return
+    elif not isinstance(source, (str, os.PathLike)):
+        images_of(source)  # refuses what cannot be images before it asks for a network
     extract = extractor_of(features)
     for batch in ahead(images_of(source).batches(batch_size)):
         yield matrix(extract(batch))
