@@ -17,6 +17,7 @@ from fastgan.metrics.feature_distance import fid, fid_infinity
 from fastgan.metrics.frechet import frechet_distance
 from fastgan.metrics.inception import inception_score
 from fastgan.metrics.kernel_distance import kid
+from fastgan.metrics.neighbours import Rule
 from fastgan.metrics.paired import ms_ssim, psnr, ssim
 from fastgan.metrics.pairs import diversity
 from fastgan.metrics.path import path_length
@@ -28,6 +29,7 @@ from fastgan.metrics.statistics import FeatureStatistics
 __all__ = [
     "FeatureStatistics",
     "Result",
+    "Rule",
     "critic_calibration",
     "density_coverage",
     "diversity",

@@ -17,8 +17,9 @@ from torch import Tensor
 from fastgan.errors import FastganError
 
 TILE = 1024  # rows and columns of one tile of distances: it fits in a cache
-SPARE = 4  # neighbours kept beyond the k-th, so that the k-th is certain
+SPARE = 8  # neighbours kept beyond the k-th, so that the k-th is certain
 PAIRS = 1 << 22  # numbers per pass over exact differences
+OPEN = 16  # points whose neighbours fp32 leaves open, above which all go through fp64
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,22 @@ class Balls:
 
 @dataclass(frozen=True)
 class Points:
-    """exact: [n, d] as given; short: [n, d] centred, scaled, in fp32 where that is reliable; squares: [n] of short."""
+    """exact: [n, d] as given; short: [n, d] less centre, over scale, in fp32 where that is reliable; squares: [n].
+
+    margin: [n]; the error of a squared distance of short points is at most the sum of their margins.
+    """
 
     exact: Tensor
     short: Tensor
     squares: Tensor
+    margin: Tensor
     centre: Tensor
     scale: float
 
     def __len__(self) -> int:
         return len(self.exact)
 
-    def margin(self) -> Tensor:
-        """[n] a bound on the error of squared distances is the sum of both points' margins."""
-        return self.squares * ((self.short.shape[1] + 16) * torch.finfo(self.short.dtype).eps / 2)
-
-    def coarse(self, distances: Tensor) -> bool:
-        """Whether squared distances of short points such as these are within their error too often, and fp64 helps."""
-        return self.short.dtype == torch.float32 and bool(distances.median() < 20 * self.margin().amax())
-
-    def finer(self) -> Points:
-        """With short points in fp64."""
+    def in_fp64(self) -> Points:
         return points(self.exact, self.centre, self.scale, torch.float64)
 
 
@@ -98,7 +94,8 @@ def points(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> P
     short = torch.empty(given.shape, dtype=dtype, device=given.device)
     for rows in spans(len(given)):
         short[rows] = ((given[rows].double() - centre) / scale).to(dtype)
-    return Points(given, short, squares(short, 0.0).to(dtype), centre, scale)
+    norms = squares(short, 0.0).to(dtype)
+    return Points(given, short, norms, norms * ((given.shape[1] + 16) * torch.finfo(dtype).eps / 2), centre, scale)
 
 
 def squares(given: Tensor, centre: Tensor | float) -> Tensor:
@@ -110,7 +107,7 @@ def reliable(some: Points) -> bool:
     """Whether products keep their bound on this device: they do not where fp32 means TF32 or bf16 inside."""
     rows = some.short[:: max(1, len(some) // 16)]
     error = (rows @ some.short.mT - (rows.double() @ some.short.double().mT)).abs()
-    bound = some.margin()[:: max(1, len(some) // 16), None] + some.margin()
+    bound = some.margin[:: max(1, len(some) // 16), None] + some.margin
     return bool((2 * error <= bound / 4 + torch.finfo(torch.float32).tiny).all())
 
 
@@ -119,9 +116,9 @@ def spans(count: int, size: int = TILE) -> Iterator[slice]:
 
 
 def tile(x: Points, rows: slice, y: Points, columns: slice) -> Tensor:
-    """[rows, columns] squared distances of the short points; rounding can make them negative."""
-    out = torch.addmm(y.squares[columns], x.short[rows], y.short[columns].mT, alpha=-2)
-    return out.add_(x.squares[rows, None])
+    """[rows, columns] the least that the squared distances of the short points can be; below 0 for near ones."""
+    out = torch.addmm((y.squares - y.margin)[columns], x.short[rows], y.short[columns].mT, alpha=-2)
+    return out.add_((x.squares - x.margin)[rows, None])
 
 
 def exactly(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
@@ -135,23 +132,22 @@ def exactly(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
 
 def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
     """For every k, [n] fp64: the distance from each point to its k-th nearest other one."""
-    near, who = candidates(x, min(max(kinds) + SPARE, len(x) - 1))
-    if x.coarse(near):
-        return nearest(x.finer(), kinds)
-    margin = x.margin() + x.margin().amax()
+    least, who = candidates(x, min(max(kinds) + SPARE, len(x) - 1))
+    most = least + 2 * (x.margin[:, None] + x.margin[who])
     out = []
     for k in kinds:
-        kth = near[:, k - 1]
-        below = near < (kth - 2 * margin)[:, None]
-        maybe = ~below & (near <= (kth + 2 * margin)[:, None])
+        below = most < least[:, k - 1 : k]
+        maybe = ~below & (least <= most.kthvalue(k, 1, True).values)
         rows, slots = maybe.nonzero(as_tuple=True)
-        sure = torch.full(near.shape, torch.inf, dtype=torch.float64, device=near.device)
-        sure[below] = -torch.inf
-        sure[rows, slots] = exactly(x, rows, x, who[rows, slots])
-        radius = sure.sort(1).values[:, k - 1]
-        if near.shape[1] < len(x) - 1:  # could a neighbour that was not kept be nearer than the k-th?
-            outside = (near[:, -1] - margin).clamp_min(0).double() * x.scale**2
+        known = torch.full(least.shape, torch.inf, dtype=torch.float64, device=least.device)
+        known[below] = -torch.inf
+        known[rows, slots] = exactly(x, rows, x, who[rows, slots])
+        radius = known.kthvalue(k).values
+        if least.shape[1] < len(x) - 1:  # could a neighbour that was not kept be nearer than the k-th?
+            outside = least[:, -1].clamp_min(0).double() * x.scale**2
             open_ = (radius.square() > outside).nonzero().flatten()
+            if len(open_) > OPEN and x.short.dtype == torch.float32:
+                return nearest(x.in_fp64(), kinds)
             everyone = torch.arange(len(x), device=open_.device)
             for row in open_.tolist():
                 distances = exactly(x, everyone.new_full((len(x),), row), x, everyone)
@@ -162,7 +158,7 @@ def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
 
 
 def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` nearest other points by approximate squared distance, nearest first: values and indices [n, count].
+    """The `count` nearest other points by the least that distances can be: that, ascending, and who, [n, count].
 
     Each tile above the diagonal serves its rows and its columns.
     """
@@ -190,53 +186,41 @@ def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
 
 def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
     """found: rules with the radii [n] of the real points x and [m] of the fake points y."""
-    radii = torch.cat([torch.cat(both) for _, *both in found])
-    if x.coarse((radii / x.scale).square()):
-        x, y = x.finer(), y.finer()
-    out = [Balls(zeros(y), zeros(x), zeros(x)) for _ in found]
+    if any(blurred(x, real) or blurred(y, fake) for _, real, fake in found):
+        x, y = x.in_fp64(), y.in_fp64()
+    out = [Balls(*(torch.zeros(len(z), dtype=torch.long, device=x.short.device) for z in (y, x, x))) for _ in found]
     for rows in spans(len(x)):
         for columns in spans(len(y)):
-            distances = tile(x, rows, y, columns)
-            pair = Pair(x, rows, y, columns, x.margin()[rows].amax() + y.margin()[columns].amax())
+            least = tile(x, rows, y, columns)
             for (rule, real, fake), into in zip(found, out, strict=True):
-                by_row, by_column = within(distances, real[rows, None], rule, pair)
-                into.covered[rows] += by_row
-                into.around_fake[columns] += by_column
-                into.around_real[rows] += within(distances, fake[columns], rule, pair)[0]
-    return [Balls(b.around_fake.long(), b.around_real.long(), b.covered > 0) for b in out]
+                i, j = within(least, real[rows, None], rule, x, rows, y, columns)
+                into.around_fake[columns] += torch.bincount(j, minlength=least.shape[1])
+                into.covered[rows] += torch.bincount(i, minlength=least.shape[0])
+                i, j = within(least, fake[columns], rule, x, rows, y, columns)
+                into.around_real[rows] += torch.bincount(i, minlength=least.shape[0])
+    return [Balls(b.around_fake, b.around_real, b.covered > 0) for b in out]
 
 
-def zeros(some: Points) -> Tensor:
-    return torch.zeros(len(some), dtype=torch.float64, device=some.short.device)
+def blurred(x: Points, radii: Tensor) -> bool:
+    """Whether fp32 is unsure by a twentieth of the squared radius, or more, at one point in a hundred."""
+    width = 4 * x.margin.double() * x.scale**2 / radii.square().clamp_min(torch.finfo(torch.float64).tiny)
+    return x.short.dtype == torch.float32 and bool((width[radii > 0] > 0.05).double().mean() > 0.01)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Which points a tile is of, and the bound on the error of its squared distances."""
-
-    x: Points
-    rows: slice
-    y: Points
-    columns: slice
-    margin: Tensor
-
-
-def within(distances: Tensor, radii: Tensor, rule: Rule, pair: Pair) -> tuple[Tensor, Tensor]:
-    """distances: [r, c] squared, of a tile; radii: [r, 1] or [c]. How many in each row and each column are inside."""
-    border = (radii / pair.x.scale).square()
-    possible = border + pair.margin
+def within(
+    least: Tensor, radii: Tensor, rule: Rule, x: Points, rows: slice, y: Points, columns: slice
+) -> tuple[Tensor, Tensor]:
+    """least: a tile [r, c]; radii: [r, 1] or [c]. Row and column, within the tile, of each pair that is inside."""
+    border = (radii / x.scale).square()
     if not rule.inclusive:
-        possible = torch.where(radii > 0, possible, -torch.inf)  # a point is not inside its own empty ball
-    certain = torch.lt(distances, (border - pair.margin).to(distances.dtype), out=torch.empty_like(distances))
-    by_row, by_column = certain.sum(1), certain.sum(0)
-    doubtful = distances <= possible.to(distances.dtype)
-    if doubtful.count_nonzero() > by_row.sum(dtype=torch.float64):
-        i, j = (doubtful & (certain == 0)).nonzero(as_tuple=True)
-        distance, radius = (
-            exactly(pair.x, i + pair.rows.start, pair.y, j + pair.columns.start),
-            radii.expand(distances.shape)[i, j],
-        )
-        hit = distance <= radius if rule.inclusive else distance < radius
-        by_row += torch.bincount(i[hit], minlength=len(by_row))
-        by_column += torch.bincount(j[hit], minlength=len(by_column))
-    return by_row, by_column
+        border = torch.where(radii > 0, border, -torch.inf)  # a point is not inside its own empty ball
+    i, j = (least <= border.to(least.dtype)).nonzero(as_tuple=True)
+    border = border.expand(least.shape)[i, j]
+    doubtful = (
+        (least[i, j] + 2 * (x.margin[i + rows.start] + y.margin[j + columns.start]) >= border).nonzero().flatten()
+    )
+    a, b = i[doubtful], j[doubtful]
+    distance, radius = exactly(x, a + rows.start, y, b + columns.start), radii.expand(least.shape)[a, b]
+    kept = torch.ones_like(i, dtype=torch.bool)
+    kept[doubtful] = distance <= radius if rule.inclusive else distance < radius
+    return i[kept], j[kept]
