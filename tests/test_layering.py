@@ -41,7 +41,8 @@ BELOW: dict[str, set[str]] = {
     "schedule": set(),
     "errors": set(),
     "kernels": set(),
-    "metrics": {"kernels"},
+    "features": {"data"},
+    "metrics": {"data", "features", "kernels"},
 }
 
 
