@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,12 +23,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, UseAppendAction
 
 from fastgan import __version__
-from fastgan.config import Config, from_mapping, resolve, to_mapping, to_toml
+from fastgan.config import Config, resolve, to_mapping, to_toml
 from fastgan.errors import FastganError
 from fastgan.presets import DEFAULT_PRESET
 
@@ -71,6 +71,8 @@ class Train:
     """auto, cpu, cuda, cuda:1"""
     workers: Annotated[int | None, _default("one per core")] = None
     """threads that decode images"""
+    eval_every: Annotated[float | None, _default("never")] = None
+    """score the generator every so many thousand images; how: --set evaluation.metrics=fid,kid and others"""
 
 
 @dataclass
@@ -112,6 +114,38 @@ class Interpolate:
 
 
 @dataclass
+class Eval:
+    """Score a run or a set of images against real ones: FID and others."""
+
+    source: Positional[Path]
+    """run folder (or a checkpoint in it), or a folder or zip of images"""
+    data: Annotated[str | None, _default("what the run was trained on")] = None
+    """real images: folder, zip, "digits", or .npz of statistics (mu, sigma) for the FID"""
+    metrics: str = "fid"
+    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity"""
+    features: Annotated[str | None, _default("digits for digits, else inception")] = None
+    """inception, vgg16, digits (each also with :LAYER), or a file of TorchScript or torch.export"""
+    weights: Annotated[Path | None, _default("the cache folder's")] = None
+    """file of the network's weights"""
+    download: bool = False
+    """get the published weights where they are not here yet; they are verified"""
+    resize: Literal["tensorflow", "pytorch", "clean"] = "tensorflow"
+    """how images are brought to the Inception's size: as torch-fidelity and StyleGAN, as pytorch-fid, as clean-fid"""
+    samples: int = 50_000
+    """pictures drawn from a run"""
+    size: Annotated[int | None, _default("as they are; for a run, its size")] = None
+    """crop and resize all images to this first, as in training"""
+    live: bool = False
+    """the weights of the last step, not the averaged ones"""
+    batch: int = 64
+    """images that the network sees at once"""
+    json: bool = False
+    """print JSON and nothing else"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
 class Doctor:
     """Say what is installed, and for each kernel which implementation runs here and why."""
 
@@ -135,7 +169,7 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Doctor | Bench
+Command = Train | Sample | Interpolate | Eval | Doctor | Bench
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -191,6 +225,8 @@ def run(command: Command) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Eval():
+            return run_eval(command)
         case Bench():
             return run_bench(command)
         case Doctor():
@@ -209,6 +245,7 @@ def train_config(command: Train) -> Config:
         "resume": command.resume,
         "device": command.device,
         "data.workers": command.workers,
+        "evaluation.every_kimg": command.eval_every,
     }
     given = {key: value for key, value in flags.items() if value is not None}
     preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
@@ -276,92 +313,56 @@ def _progress():  # type: ignore[no-untyped-def]
         yield show
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0-3,7` as [0, 1, 2, 3, 7]."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
-        if not match:
-            raise FastganError(f"--seeds {text!r} is not a list of numbers and ranges such as 0-63 or 3,7,20-29")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first >= 100_000 or last >= 2**62:
-            raise FastganError(f"--seeds {part.strip()!r} must go up, over at most 100,000 numbers below 2^62")
-        seeds.extend(range(first, last + 1))
-    return seeds
-
-
-def _load_run(path: Path, weights: str, device_name: str):  # type: ignore[no-untyped-def]
-    """(config, players, device) of a run or checkpoint."""
-    from fastgan.pictures import load_players
-    from fastgan.run import folder
-    from fastgan.train import pick_device
-
-    device = pick_device(device_name)
-    saved = folder.load(path, _say)
-    mapping = dict(saved.state["config"])
-    config = from_mapping(mapping.pop("preset"), mapping)
-    players = load_players(config.system, config.shape, saved.tensors, averaged=weights == "average", device=device)
-    return config, players, device
-
-
-def _file_name(seeds: str) -> str:
-    """Seeds as part of a file's name, a long list by its beginning."""
-    name = seeds.replace(" ", "")
-    return name if len(name) <= 60 else name[:57] + "..."
-
-
-def _run_folder(path: Path) -> Path:
-    return path.parent.parent if (path / "state.json").exists() else path
-
-
 def run_sample(command: Sample) -> int:
-    from fastgan.pictures import picture_latents, sample_images
-    from fastgan.run.images import grid, save_png, to_uint8
+    from fastgan.trained import draw_samples
 
-    seeds = parse_seeds(command.seeds)
-    config, players, device = _load_run(command.run, command.weights, command.device)
-    images = to_uint8(sample_images(config.system, players, picture_latents(config.system, seeds, device)))
-    out = command.out or _run_folder(command.run) / f"samples-{_file_name(command.seeds)}.png"
-    with _writable(out):
-        save_png(grid(images), out)
-        if command.singles:
-            command.singles.mkdir(parents=True, exist_ok=True)
-            for seed, image in zip(seeds, images, strict=True):
-                save_png(grid(image[None], cell=0), command.singles / f"seed-{seed:06}.png")
-    _say(f"{len(seeds)} pictures: {out}" + (f" and {command.singles}/" if command.singles else ""))
+    draw_samples(command.run, command.seeds, command.out, command.singles, command.weights, command.device, _say)
     return 0
 
 
 def run_interpolate(command: Interpolate) -> int:
-    from fastgan.pictures import latent_path, picture_latents, sample_images
-    from fastgan.run.images import grid, save_animation, save_png, to_uint8
+    from fastgan.trained import draw_interpolation as draw
 
-    seeds = parse_seeds(command.seeds)
-    if len(seeds) < 2:
-        raise FastganError(f"--seeds {command.seeds!r}: an interpolation needs two or more, such as 0-7")
-    for name in ("frames", "fps"):
-        if getattr(command, name) < 1:
-            raise FastganError(f"--{name} must be 1 or more, got {getattr(command, name)}")
-    config, players, device = _load_run(command.run, command.weights, command.device)
-    path = latent_path(config.system, picture_latents(config.system, seeds, device), command.frames)
-    images = to_uint8(sample_images(config.system, players, path))
-    out = command.out or _run_folder(command.run) / f"interpolation-{_file_name(command.seeds)}.webp"
-    strip = out.with_suffix(".png")
-    with _writable(out):
-        save_animation(images, out, fps=command.fps)
-        save_png(grid(images, columns=command.frames), strip)
-    _say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
+    draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, _say)
+    return 0
+
+
+def run_eval(command: Eval) -> int:
+    from fastgan.trained import SourceOptions, numbers_of, score, scores_as_json
+
+    options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
+    with _sides() as progress:
+        scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
+    if command.json:
+        _say(scores_as_json(scores))
+        return 0
+    _say(f"{scores.fake}\nagainst {scores.real}\n{scores.features}\n")
+    table = Table("metric", "value", box=None, pad_edge=False)
+    for name, value in numbers_of(scores.results).items():
+        table.add_row(name, f"{value:.5g}")
+    console.print(table)
+    for warning in dict.fromkeys(w for result in scores.results for w in result.warnings):
+        _say(f"warning: {warning}")
     return 0
 
 
 @contextlib.contextmanager
-def _writable(path: Path):  # type: ignore[no-untyped-def]
-    """One clear line where `path` cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise FastganError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+def _sides():  # type: ignore[no-untyped-def]
+    """A bar per side on a terminal, beside what is printed. Yields what takes (side, done, of how many)."""
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda side, done, count: None
+        return
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(side: str, done: int, count: int) -> None:
+            if side not in tasks:
+                tasks[side] = bar.add_task(side, total=count or None)
+            bar.update(tasks[side], completed=done, total=count or None)
+
+        yield show
 
 
 def run_doctor(command: Doctor) -> int:

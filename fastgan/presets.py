@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastgan.data import DataOptions
+from fastgan.evaluation import Evaluation
 from fastgan.gans import UnconditionalGAN
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.optim import Averaging, Optimizer
@@ -53,6 +54,7 @@ _ROWS = (
         optim=_both(lr=Schedule(1e-3, 0.0, begin=0.6), beta1=0.0, beta2=0.99),
         averaging=Averaging(halflife_kimg=20.0, rampup=0.1),
         output=Output(tick_seconds=5, grid_kimg=70, checkpoint_kimg=70),
+        evaluation=Evaluation(features="digits"),
         kimg=280,
         batch=64,
         threads=1,

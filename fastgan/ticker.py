@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,8 +75,8 @@ class Ticker:
         yield
         self._paused += time.monotonic() - began
 
-    def tick(self) -> Tick:
-        """Log where the run is and the means since the last tick."""
+    def tick(self, scores: Mapping[str, float] | None = None) -> Tick:
+        """Log where the run is, the means since the last tick, and `scores` of this moment."""
         means = self._step.read_statistics()
         seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
         samples, images = self._state.samples, self._state.samples - self._first
@@ -91,6 +91,7 @@ class Ticker:
             "wait_share": (self._feeder.wait_seconds - self._waited) / seconds,
             "peak_memory_mb": peak_memory(self._state.device) / 2**20,
             "progress": samples / self._total,
+            **(scores or {}),
         }
         tick = Tick(self._state.step, samples, self._total, rate, max(self._total - samples, 0) / rate, statistics)
         self._log.stats(statistics)
@@ -119,3 +120,16 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def occasionally(say: Callable[[int, int], None], seconds: float = 5.0) -> Callable[[int, int], None]:
+    """`say`, called at most once in so many seconds, and not in the first of them."""
+    last = time.monotonic()
+
+    def call(done: int, count: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            say(done, count)
+
+    return call

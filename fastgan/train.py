@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,10 @@ from fastgan.contract import ImageShape, System
 from fastgan.data import DataOptions, ImageSet, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError
+from fastgan.evaluation import Evaluation, evaluate, generator_images, numbers_of, parse_metrics
+from fastgan.features import Extractor
 from fastgan.kernels import _runtime
+from fastgan.metrics.sources import images_of
 from fastgan.optim import Averaging, Optimizer
 from fastgan.pictures import picture_latents, sample_images
 from fastgan.run import checkpoint as checkpoints
@@ -29,7 +31,7 @@ from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
 from fastgan.run.report import write_report
 from fastgan.run.signals import StopSignals
 from fastgan.step import Step, TrainState, new_state
-from fastgan.ticker import Tick, Ticker
+from fastgan.ticker import Tick, Ticker, occasionally
 
 DONE, RESUMABLE = 0, 3  # exit statuses
 
@@ -88,6 +90,7 @@ class Config:
     data: DataOptions = field(default_factory=DataOptions)
     averaging: Averaging = field(default_factory=Averaging)
     output: Output = field(default_factory=Output)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     kimg: float = 1000.0
     batch: int = 64
     seed: int = 0
@@ -145,6 +148,7 @@ class _Run:
     step: Step
     feeder: Feeder
     log: RunLog
+    extract: Extractor | None = None  # of the scores
 
 
 def pick_device(name: str) -> torch.device:
@@ -190,6 +194,7 @@ def train(
         saved = folder.find_checkpoint(out, config.resume, echo)
         if saved is not None:
             folder.check_same_run(saved, mapping, data)
+        extract = config.evaluation.extractor(device)
         state = build_state(config, device)
         if saved is not None:
             state.restore(saved.tensors, saved.state["counters"])
@@ -207,25 +212,13 @@ def train(
             folder.prepare(out, toml)
             with RunLog(out, echo=echo, resume_at=state.samples) as log:
                 run = _Run(config, mapping, out, images, data, state, step, feeder, log)
+                run.extract = extract
                 _start(run, saved)
                 ticker = Ticker(
                     state, step, feeder, log, total=config.images, interval=config.output.tick_seconds, on_tick=on_tick
                 )
                 stopped = _loop(run, ticker)
                 return _finish(run, stopped, ticker.images_per_second)
-
-
-def occasionally(say: Callable[[int, int], None], seconds: float = 5.0) -> Callable[[int, int], None]:
-    """`say`, called at most once in so many seconds, and not in the first of them."""
-    last = time.monotonic()
-
-    def call(done: int, count: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            say(done, count)
-
-    return call
 
 
 def fingerprint(images: ImageSet) -> dict[str, object]:
@@ -297,8 +290,9 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 if state.samples > started:
                     _save(run)
                 raise
-            if ticker.due:
-                _check_finite(run, ticker.tick())
+            scores = _score(run, before, ticker) if not signals.received else {}
+            if ticker.due or scores:
+                _check_finite(run, ticker.tick(scores))
             if state.samples < config.images and not signals.received:
                 with ticker.pause():
                     if _crossed(before, state.samples, output.grid_kimg):
@@ -310,6 +304,21 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
         if state.samples > started:
             _save(run)
         return signals.received if state.samples < config.images else None
+
+
+def _score(run: _Run, before: int, ticker: Ticker) -> dict[str, float]:
+    """Scores of the averaged generator, where they are due since `before` images; else {}."""
+    state, options = run.state, run.config.evaluation
+    due = _crossed(before, state.samples, options.every_kimg) or state.samples >= run.config.images
+    if run.extract is None or not due:
+        return {}
+    with ticker.pause():
+        fake = generator_images(run.config.system, state.averages, options.samples, state.device)
+        results = evaluate(images_of(run.images), fake, run.extract, parse_metrics(options.metrics))
+    numbers = numbers_of(results)
+    words = ", ".join(f"{name} {value:.5g}" for name, value in numbers.items())
+    run.log.line(f"at {state.samples / 1000:.1f} kimg: {words} ({run.extract.name}, {options.samples:,} samples)")
+    return {f"score.{name}": value for name, value in numbers.items()}
 
 
 def _check_finite(run: _Run, tick: Tick) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastgan import cli
+from fastgan import cli, trained
 from fastgan.kernels import _runtime
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("command", ["", "train", "sample", "interpolate", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["", "train", "sample", "interpolate", "eval", "doctor", "bench"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([*command.split(), "--help"])
@@ -51,7 +51,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "usage: fastgan" in text
     for word in {
-        "": ["train", "sample", "interpolate", "doctor", "bench"],
+        "": ["train", "sample", "interpolate", "eval", "doctor", "bench"],
         "train": [
             "--data",
             "--preset",
@@ -189,7 +189,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_seeds() -> None:
-    assert cli.parse_seeds("0-3,7, 9-9") == [0, 1, 2, 3, 7, 9]
+    assert trained.parse_seeds("0-3,7, 9-9") == [0, 1, 2, 3, 7, 9]
 
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:

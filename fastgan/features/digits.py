@@ -30,7 +30,13 @@ FILE = "digits-1.safetensors"  # another number for another network or training
 
 
 class Digits(nn.Module):
-    """x: [N, 1, 16, 16] in [0, 1] -> "64", the inner layer before its ReLU [N, 64], or "logits" [N, 10]."""
+    """x: [N, 1, 16, 16] in [0, 1] -> "64", the inner layer before its ReLU [N, 64], or "logits" [N, 10].
+
+    The features are standardised: on the real digits each has mean 0 and variance 1.
+    """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,16 +44,19 @@ class Digits(nn.Module):
         self.second = nn.Conv2d(16, 32, 3, padding=1)
         self.inner = nn.Linear(32 * 4 * 4, 64)
         self.classes = nn.Linear(64, 10)
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("deviation", torch.ones(64))
 
     def forward(self, x: Tensor, tap: str = "64") -> Tensor:
         x = F.max_pool2d(self.first(x).relu(), 2)
         x = F.max_pool2d(self.second(x).relu(), 2)
-        features: Tensor = self.inner(x.flatten(1))  # not rectified: units that never fire would be constants
+        # Not rectified: units that never fire would be constants.
+        features = (self.inner(x.flatten(1)) - self.mean) / self.deviation
         return features if tap == "64" else self.logits(features)
 
     def logits(self, features: Tensor) -> Tensor:
         """[N, 10] from tap "64"."""
-        out: Tensor = self.classes(features.relu())
+        out: Tensor = self.classes((features * self.deviation + self.mean).relu())
         return out
 
 
@@ -75,6 +84,8 @@ def train_digits() -> tuple[Digits, float]:
             network = Digits()
             _fit(network, images[learned], labels[learned])
         with torch.no_grad():
+            features = network(images)
+            network.mean, network.deviation = features.mean(0), features.std(0)
             right = network(images[~learned], "logits").argmax(1) == labels[~learned]
     finally:
         torch.set_num_threads(threads)

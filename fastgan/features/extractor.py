@@ -53,14 +53,16 @@ class FeatureProtocol:
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """Called with images, uint8 [N, 3, H, W], it gives their features, fp32 [N, size] on its device.
+    """Called with images, uint8 [N, 3, H, W], it gives their features, fp32 [N, d] on its device.
 
     Every image is treated alone: what comes out does not depend on the batch beyond rounding.
+    logits: class logits [N, classes] from the features, as the Inception score takes them; None where there are none
     """
 
     protocol: FeatureProtocol
     run: Callable[[Tensor], Tensor]
     device: torch.device
+    logits: Callable[[Tensor], Tensor] | None = None
 
     @property
     def name(self) -> str:
@@ -128,7 +130,8 @@ def _inception(layer: str, weights: Any, resize: str, device: torch.device) -> E
         out: Tensor = network(scaled.contiguous(memory_format=torch.channels_last), layer)
         return out
 
-    return Extractor(FeatureProtocol("inception", layer, resize, weights.sha256, weights.note), run, device)
+    protocol = FeatureProtocol("inception", layer, resize, weights.sha256, weights.note)
+    return Extractor(protocol, run, device, network.logits if layer == "2048" else None)
 
 
 def _vgg16(layer: str, weights: Any, device: torch.device) -> Extractor:
@@ -151,7 +154,8 @@ def _digits(layer: str, device: torch.device) -> Extractor:
         out: Tensor = network(digits.prepare(images), layer)
         return out
 
-    return Extractor(FeatureProtocol("digits", layer, "antialiased to 16", weights.sha256, weights.note), run, device)
+    protocol = FeatureProtocol("digits", layer, "antialiased to 16", weights.sha256, weights.note)
+    return Extractor(protocol, run, device, network.logits if layer == "64" else None)
 
 
 def _from_file(path: Path, device: torch.device) -> Extractor:

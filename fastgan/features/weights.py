@@ -104,8 +104,8 @@ def obtain(
     if not path.exists():
         if not download:
             raise FastganError(
-                f"the weights {published.name} are not here: give the file (--weights FILE), put it at {path}, or let "
-                f"it be downloaded from {published.url} (--download)"
+                f"the weights {published.name} are not here: `fastgan eval --download` gets them from {published.url}; "
+                f"or put the file at {path}, or name it (--weights FILE; in training, --set evaluation.weights=FILE)"
             )
         _download(published, path, progress)
     return _read_verified(path, published, own=False)

@@ -1,29 +1,135 @@
-"""From whatever holds samples to batches of features."""
+"""From whatever holds samples to batches of features.
+
+Samples are features already ([n, d] arrays, tensors, or an iterable of them), or images: a folder or zip, a tensor or
+array [N, C, H, W], an ImageSet, or an iterable of such batches. Images are 8-bit where a feature network sees them:
+floats in [-1, 1] are rounded to 256 levels, as they would be in a file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.data.image_set import ImageSet
+from fastgan.data.native import open_native
 from fastgan.errors import FastganError
+from fastgan.features import open_extractor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images to be evaluated.
+
+    batches: size -> batches of at most so many, uint8 [n, C, H, W]; can be called again where `again` is True
+    count:   how many there are; None where that shows only at the end
+    digest:  SHA-256 of what they are; None where that would take drawing them
+    """
+
+    name: str
+    batches: Callable[[int], Iterator[Tensor]]
+    count: int | None = None
+    digest: Callable[[], str] | None = None
 
 
 def features_of(source: Any, features: Any = None, *, batch_size: int = 64) -> Iterator[Tensor]:
     """Batches [n, d] of features.
 
-    source: features [n, d] already (a NumPy array or a torch tensor), or an iterable of such batches.
+    source:   features [n, d] already (a NumPy array or a torch tensor), or an iterable of such batches; or images, as
+              `images_of` takes them
+    features: what makes features of images: an Extractor, what `open_extractor` takes ("inception", "digits", a file),
+              or a callable from uint8 [N, 3, H, W] to [N, d]
+    batch_size: images that the network sees at once; memory is bounded by it
     """
-    if isinstance(source, (np.ndarray, Tensor)):
+    if not isinstance(source, (np.ndarray, Tensor, str, os.PathLike, ImageSet, Images, dict, bytes)) and isinstance(
+        source, Iterable
+    ):
+        source, first = _peek(source)
+        if _dimensions(first) == 2:
+            yield from (matrix(batch) for batch in source)
+            return
+    elif _dimensions(source) == 2:
         yield matrix(source)
-    elif isinstance(source, Iterable) and not isinstance(source, (str, bytes, dict)):
-        for batch in source:
-            yield matrix(batch)
-    else:
-        raise FastganError(f"expected features [n, d] or batches of them, got {type(source).__name__}")
+        return
+    extract = extractor_of(features)
+    for batch in ahead(images_of(source).batches(batch_size)):
+        yield matrix(extract(batch))
+
+
+def extractor_of(features: Any) -> Callable[[Tensor], Any]:
+    """The callable that `features` means, from uint8 [N, C, H, W] to [N, d]."""
+    if features is None:
+        raise FastganError(
+            "images need a feature network: features='inception', 'vgg16', 'digits', a file of TorchScript or "
+            "torch.export, or a callable"
+        )
+    if isinstance(features, (str, os.PathLike)):
+        return open_extractor(features)
+    if callable(features):
+        found: Callable[[Tensor], Any] = features
+        return lambda images: found(images.expand(-1, 3, -1, -1))
+    raise FastganError(f"features: expected the name of a network, a file or a callable, got {type(features).__name__}")
+
+
+def images_of(source: Any) -> Images:
+    """The images in `source`.
+
+    source: path of a folder or .zip of images of one size; an ImageSet; uint8 or float in [-1, 1], [N, C, H, W] (uint8
+            also [N, H, W, C]) of 1 or 3 channels; or an iterable of such batches
+    Raises FastganError, also while they are read, for what is none of it.
+    """
+    if isinstance(source, Images):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _files(source)
+    if isinstance(source, ImageSet):
+        return _image_set(source)
+    if isinstance(source, (np.ndarray, Tensor)):
+        pixels = eight_bits(source)
+        return Images("images", lambda size: iter(torch.split(pixels, size)), len(pixels), lambda: _digest([pixels]))
+    if isinstance(source, Iterable) and not isinstance(source, (bytes, dict)):
+        return Images(
+            "images", lambda size: chain.from_iterable(torch.split(eight_bits(batch), size) for batch in source)
+        )
+    raise FastganError(
+        "images: expected a folder or zip, an array or a tensor [N, C, H, W], or batches of them, got "
+        f"{type(source).__name__}"
+    )
+
+
+def eight_bits(batch: Any) -> Tensor:
+    """uint8 [N, C, H, W] of uint8 or float images. FastganError for another type or shape, and for values off."""
+    if not isinstance(batch, (np.ndarray, Tensor)):
+        raise FastganError(f"images: expected an array or a tensor [N, C, H, W], got {type(batch).__name__}")
+    given = torch.as_tensor(batch).detach()
+    if given.dtype == torch.uint8 and given.dim() == 4 and given.shape[1] not in (1, 3) and given.shape[3] in (1, 3):
+        given = given.permute(0, 3, 1, 2)
+    if given.dim() != 4 or given.shape[1] not in (1, 3) or not given[:1].numel():
+        raise FastganError(
+            f"images: expected one or more [N, C, H, W] with C = 1 or 3, got {given.dtype} {list(given.shape)}"
+        )
+    if given.dtype == torch.uint8:
+        return given
+    if not given.is_floating_point():
+        raise FastganError(f"images: expected uint8, or float in [-1, 1], got {given.dtype}")
+    low, high = (float(v) for v in torch.aminmax(given))
+    if not (low >= -1.001 and high <= 1.001):  # also where a value is not a number
+        raise FastganError(
+            f"images: expected values in [-1, 1], got {low:.4g} to {high:.4g}; scale 0...255 by x / 127.5 - 1, or give "
+            "uint8"
+        )
+    return given.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def matrix(value: Any) -> Tensor:
@@ -34,3 +140,58 @@ def matrix(value: Any) -> Tensor:
     if given.dim() != 2 or not given.shape[1] or given.is_complex():
         raise FastganError(f"features: expected real [n, d], got {given.dtype} {list(given.shape)}")
     return given if given.is_floating_point() else given.double()
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each of which a thread gets while its predecessor is being used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="fastgan-ahead") as pool:
+        end: Any = object()
+        upcoming = pool.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, items, end)
+            yield item
+
+
+def _files(path: str | os.PathLike[str]) -> Images:
+    if (Path(path).expanduser() / "checkpoints").is_dir():
+        raise FastganError(
+            f"{path} is a run, not a folder of images; `fastgan eval {path}` evaluates it, `fastgan sample --singles` "
+            "writes its images"
+        )
+    found = open_native(path)
+    return Images(
+        found.name,
+        lambda size: (torch.from_numpy(pixels).permute(0, 3, 1, 2) for pixels in found.batches(size)),
+        found.count,
+        lambda: found.sha256,
+    )
+
+
+def _image_set(images: ImageSet) -> Images:
+    def batches(size: int) -> Iterator[Tensor]:
+        for start in range(0, len(images), size):
+            pixels = images.read(np.arange(start, min(start + size, len(images))))
+            yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    return Images(images.name, batches, len(images), lambda: _digest(batches(256)))
+
+
+def _digest(batches: Iterable[Tensor]) -> str:
+    """SHA-256 of pixels and of their shape."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(f"{list(batch.shape[1:])}".encode())
+        digest.update(batch.permute(0, 2, 3, 1).contiguous().numpy(force=True).data)
+    return digest.hexdigest()
+
+
+def _peek(source: Iterable[Any]) -> tuple[Iterable[Any], Any]:
+    """The iterable with its first item still in it, and that item; None where there is none."""
+    items = iter(source)
+    for first in items:
+        return chain([first], items), first
+    return (), None
+
+
+def _dimensions(value: Any) -> int:
+    return value.ndim if isinstance(value, (np.ndarray, Tensor)) else 0

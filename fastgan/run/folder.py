@@ -24,6 +24,7 @@ FREE = (
     "max_skipped",
     "threads",
     "output.",
+    "evaluation.",
     "data.path",
     "data.workers",
     "data.memory_gb",

@@ -30,6 +30,7 @@ from fastgan.run.log import POSITION, read_statistics
 
 # Curves that may share a chart: its title, and what the names of their statistics contain.
 GROUPS = (
+    ("Scores", r"^score\."),
     ("Losses", r"loss"),
     ("Logits", r"logit"),
     ("Gradient norms", r"grad"),
@@ -235,8 +236,10 @@ def _curves(statistics: dict[str, Array]) -> str:
         group = [k for k in keys if re.search(pattern, k)]
         keys = [k for k in keys if k not in group]
         for together in _by_scale(group, statistics):
-            curves = [Curve(_name(k), statistics[k]) for k in together]
-            charts.append(chart(title, x, curves, x_name=x_name))
+            # Scores are taken now and then: only the lines that have some, so that their points are joined.
+            rows = np.any([np.isfinite(statistics[k]) for k in together], 0) if title == "Scores" else slice(None)
+            curves = [Curve(_name(k), statistics[k][rows]) for k in together]
+            charts.append(chart(title, x[rows], curves, x_name=x_name))
     for key, (title, factor) in ALONE.items():
         if np.nan_to_num(statistics.get(key, np.empty(0))).any():
             curves = [Curve("last", factor * statistics[key])]
@@ -269,7 +272,7 @@ def _by_scale(keys: list[str], statistics: dict[str, Array]) -> list[list[str]]:
 
 def _name(key: str) -> str:
     """`critic.gradient_norm.critic` -> "critic gradient norm"."""
-    first, *rest = key.split(".")
+    first, *rest = key.removeprefix("score.").split(".")
     if rest and rest[-1] == first:
         rest.pop()
     return " ".join([first, *rest]).replace("_", " ")

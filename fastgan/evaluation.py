@@ -1,0 +1,232 @@
+"""Scores of a set of images, or of a generator, against real ones: what `fastgan eval` and a training run share.
+
+Features of the real set are kept in the cache folder, under a name that is a hash of its images, of the network's
+weights and of how they were prepared: they are computed once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastgan.contract import System
+from fastgan.errors import FastganError, suggest
+from fastgan.features import Extractor, open_extractor
+from fastgan.features.weights import cache_folder
+from fastgan.metrics import (
+    FeatureStatistics,
+    Result,
+    density_coverage,
+    fid,
+    fid_infinity,
+    inception_score,
+    kid,
+    prd,
+    prdc,
+    precision_recall,
+)
+from fastgan.metrics.sources import Images, eight_bits, features_of
+from fastgan.pictures import picture_latents, sample_images
+
+# (which side: "real" or "generated", images done, of how many; 0 where that is not known)
+Progress = Callable[[str, int, int], None]
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores during training.
+
+    every_kimg: every so many thousand images, and at the end (0: never)
+    metrics:    names of METRICS with commas between them
+    samples:    generated pictures, of seeds 0 to samples - 1
+    features, weights, resize: the network, the file of its weights ("": the cache folder's), and how it sees images
+    """
+
+    every_kimg: float = 0.0
+    metrics: str = "fid"
+    samples: int = 10_000
+    features: str = "inception"
+    weights: str = ""
+    resize: str = "tensorflow"
+
+    def __post_init__(self) -> None:
+        parse_metrics(self.metrics)
+        if not (self.every_kimg == 0 or self.every_kimg >= 1e-3):
+            raise FastganError(f"every_kimg must be 0 or at least 0.001 (one image), got {self.every_kimg}")
+        if self.samples < 2:
+            raise FastganError(f"samples must be 2 or more, got {self.samples}")
+
+    def extractor(self, device: torch.device) -> Extractor | None:
+        """The network; None where nothing is to be scored. FastganError where its weights are not there."""
+        if not self.every_kimg:
+            return None
+        return open_extractor(self.features, weights=self.weights or None, resize=self.resize, device=device)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a metric gets. real: [n, d] (a metric that needs no more than statistics gets those, where nothing else was
+    asked for); fake: [m, d]; logits: of the fake, [m, classes]; features: the network, for the record."""
+
+    real: Tensor | FeatureStatistics
+    fake: Tensor
+    logits: Tensor
+    features: Extractor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """run: what computes it;  needs: "samples" or "statistics" of the real side, or "logits" of the fake one"""
+
+    run: Callable[[Sides], Sequence[Result]]
+    needs: str
+
+
+METRICS = {
+    "fid": Metric(lambda s: [fid(s.real, s.fake, s.features)], "statistics"),
+    "fid_infinity": Metric(lambda s: [fid_infinity(s.real, s.fake, s.features)], "statistics"),
+    "kid": Metric(lambda s: [kid(s.real, s.fake, s.features)], "samples"),
+    "is": Metric(lambda s: [inception_score(s.logits, s.features)], "logits"),
+    "prdc": Metric(lambda s: prdc(s.real, s.fake, s.features), "samples"),
+    "precision_recall": Metric(lambda s: [precision_recall(s.real, s.fake, s.features)], "samples"),
+    "density_coverage": Metric(lambda s: [density_coverage(s.real, s.fake, s.features)], "samples"),
+    "prd": Metric(lambda s: [prd(s.real, s.fake, s.features)], "samples"),
+}
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """`fid,prdc` as the names of METRICS. FastganError for an unknown one."""
+    names: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name not in METRICS:
+            raise FastganError(f"metric {name!r} is unknown{suggest(name, METRICS)}")
+        if name not in names:
+            names.append(name)
+    if not names:
+        raise FastganError(f"no metric was named; expected some of {', '.join(METRICS)}")
+    return tuple(names)
+
+
+def evaluate(
+    real: Images | FeatureStatistics,
+    fake: Images,
+    extract: Extractor,
+    names: Sequence[str],
+    *,
+    batch_size: int = BATCH,
+    progress: Progress = lambda side, done, count: None,
+) -> list[Result]:
+    """The metrics called `names` (of METRICS) of `fake` against `real`; each side goes through the network once.
+
+    Raises FastganError, also for a network without logits where the Inception score is asked for.
+    """
+    needs = {METRICS[name].needs for name in names}
+    if "logits" in needs and extract.logits is None:
+        raise FastganError(
+            f"metric 'is' needs class logits, which {extract.name} does not have; use --features inception, or leave "
+            "it out"
+        )
+    known: Tensor | FeatureStatistics = torch.empty(0, 0)
+    if isinstance(real, FeatureStatistics):
+        if "samples" in needs:
+            wants = ", ".join(name for name in names if METRICS[name].needs == "samples")
+            raise FastganError(
+                f"{wants}: need the real images, not their statistics alone; give --data a folder or zip"
+            )
+        known = real
+    elif needs & {"samples", "statistics"}:
+        known = real_features(real, extract, "samples" in needs, batch_size, progress)
+    generated = torch.cat(list(_counted(fake, extract, batch_size, "generated", progress)))
+    logits = extract.logits(generated) if "logits" in needs and extract.logits is not None else generated
+    sides = Sides(known, generated, logits, extract)
+    return [result for name in names for result in METRICS[name].run(sides)]
+
+
+def numbers_of(results: Sequence[Result]) -> dict[str, float]:
+    """All single numbers by name: `fid`, `kid`, `kid.std`, `precision`, `recall`, ..."""
+    numbers: dict[str, float] = {}
+    for result in results:
+        single = {key: float(v) for key, v in result.values.items() if isinstance(v, (int, float))}
+        if result.value in single.values():  # the value has a name of its own: precision, density, f8
+            numbers |= single
+        else:
+            numbers |= {result.name: result.value} | {f"{result.name}.{key}": v for key, v in single.items()}
+    return numbers
+
+
+def real_features(
+    images: Images, extract: Extractor, samples: bool, batch_size: int, progress: Progress
+) -> Tensor | FeatureStatistics:
+    """Features [n, d] of a real set, or with samples=False their statistics; from the cache where it has them."""
+    path = cache_folder() / "features" / _key(images, extract) if images.digest is not None else None
+    if path is not None:
+        with contextlib.suppress(Exception):  # not there, or damaged: it is only a cache
+            return torch.from_numpy(np.load(path.with_suffix(".npy"), allow_pickle=False)).to(extract.device)
+        if not samples:
+            with contextlib.suppress(FastganError):
+                return FeatureStatistics.load(path.with_suffix(".npz"))
+    batches = _counted(images, extract, batch_size, "real", progress)
+    if samples:
+        found = torch.cat(list(batches))
+        _keep(path, ".npy", lambda target: np.save(target, found.numpy(force=True), allow_pickle=False))
+        return found
+    statistics = FeatureStatistics()
+    for batch in batches:
+        statistics.update(batch)
+    _keep(path, ".npz", statistics.save)
+    return statistics
+
+
+def _key(images: Images, extract: Extractor) -> str:
+    """Of the images, the weights and the preparation: the name of a file."""
+    assert images.digest is not None
+    record = asdict(extract.protocol)
+    del record["verified"]  # says how far the same file was checked, and changes nothing
+    text = json.dumps({"format": 1, "images": images.digest(), **record}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _keep(path: Path | None, suffix: str, save: Callable[[Path], None]) -> None:
+    """Saves as a whole or not at all; a cache that cannot be written is left alone."""
+    if path is None:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    with contextlib.suppress(OSError, FastganError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save(temporary)
+            temporary.replace(path.with_suffix(suffix))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _counted(images: Images, extract: Extractor, batch_size: int, side: str, progress: Progress) -> Iterator[Tensor]:
+    done = 0
+    progress(side, done, images.count or 0)
+    for batch in features_of(images, extract, batch_size=batch_size):
+        done += len(batch)
+        progress(side, done, images.count or 0)
+        yield batch
+
+
+def generator_images(
+    system: System, players: Mapping[str, nn.Module], count: int, device: torch.device, name: str = "generated"
+) -> Images:
+    """The pictures of seeds 0 to count - 1, as `fastgan sample` draws them, in 8 bits."""
+
+    def batches(size: int) -> Iterator[Tensor]:
+        for start in range(0, count, size):
+            latents = picture_latents(system, range(start, min(start + size, count)), device)
+            yield eight_bits(sample_images(system, players, latents, batch=size))
+
+    return Images(name, batches, count)

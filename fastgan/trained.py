@@ -1,0 +1,227 @@
+"""What one does with a trained run: draw pictures from it, walk between them, score it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastgan.config import Config, from_mapping
+from fastgan.data import DataOptions, open_images
+from fastgan.errors import FastganError
+from fastgan.evaluation import Progress, evaluate, generator_images, numbers_of, parse_metrics
+from fastgan.features import open_extractor
+from fastgan.metrics import FeatureStatistics
+from fastgan.metrics.result import Result
+from fastgan.metrics.sources import Images, images_of
+from fastgan.pictures import latent_path, load_players, picture_latents, sample_images
+from fastgan.run import folder
+from fastgan.run.images import grid, save_animation, save_png, to_uint8
+from fastgan.train import pick_device
+
+__all__ = [
+    "SourceOptions",
+    "draw_interpolation",
+    "draw_samples",
+    "numbers_of",
+    "parse_seeds",
+    "score",
+    "scores_as_json",
+]
+
+Say = Callable[[str], None]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-3,7` as [0, 1, 2, 3, 7]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
+        if not match:
+            raise FastganError(f"--seeds {text!r} is not a list of numbers and ranges such as 0-63 or 3,7,20-29")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first >= 100_000 or last >= 2**62:
+            raise FastganError(f"--seeds {part.strip()!r} must go up, over at most 100,000 numbers below 2^62")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+def load_run(
+    path: Path, averaged: bool, device_name: str, say: Say
+) -> tuple[Config, dict[str, nn.Module], torch.device]:
+    """Config and players of a run or checkpoint, on the device."""
+    device = pick_device(device_name)
+    saved = folder.load(path, say)
+    mapping = dict(saved.state["config"])
+    config = from_mapping(mapping.pop("preset"), mapping)
+    players = load_players(config.system, config.shape, saved.tensors, averaged=averaged, device=device)
+    return config, players, device
+
+
+def _file_name(seeds: str) -> str:
+    """Seeds as part of a file's name, a long list by its beginning."""
+    name = seeds.replace(" ", "")
+    return name if len(name) <= 60 else name[:57] + "..."
+
+
+def _run_folder(path: Path) -> Path:
+    return path.parent.parent if (path / "state.json").exists() else path
+
+
+def draw_samples(
+    run: Path, seeds: str, out: Path | None, singles: Path | None, weights: str, device_name: str, say: Say
+) -> None:
+    """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder."""
+    numbers = parse_seeds(seeds)
+    config, players, device = load_run(run, weights == "average", device_name, say)
+    images = to_uint8(sample_images(config.system, players, picture_latents(config.system, numbers, device)))
+    out = out or _run_folder(run) / f"samples-{_file_name(seeds)}.png"
+    with _writable(out):
+        save_png(grid(images), out)
+        if singles:
+            singles.mkdir(parents=True, exist_ok=True)
+            for seed, image in zip(numbers, images, strict=True):
+                save_png(grid(image[None], cell=0), singles / f"seed-{seed:06}.png")
+    say(f"{len(numbers)} pictures: {out}" + (f" and {singles}/" if singles else ""))
+
+
+def draw_interpolation(
+    run: Path, seeds: str, frames: int, out: Path | None, fps: int, weights: str, device_name: str, say: Say
+) -> None:
+    """An animation from seed to seed as WebP, and its frames as a film strip beside it."""
+    numbers = parse_seeds(seeds)
+    if len(numbers) < 2:
+        raise FastganError(f"--seeds {seeds!r}: an interpolation needs two or more, such as 0-7")
+    for name, value in (("frames", frames), ("fps", fps)):
+        if value < 1:
+            raise FastganError(f"--{name} must be 1 or more, got {value}")
+    config, players, device = load_run(run, weights == "average", device_name, say)
+    path = latent_path(config.system, picture_latents(config.system, numbers, device), frames)
+    images = to_uint8(sample_images(config.system, players, path))
+    out = out or _run_folder(run) / f"interpolation-{_file_name(seeds)}.webp"
+    strip = out.with_suffix(".png")
+    with _writable(out):
+        save_animation(images, out, fps=fps)
+        save_png(grid(images, columns=frames), strip)
+    say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """One clear line where `path` cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise FastganError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The options of `fastgan eval`, under the names that its help explains."""
+
+    source: Path
+    data: str | None
+    samples: int
+    size: int | None
+    live: bool
+    device: str
+    features: str | None
+    weights: Path | None
+    download: bool
+    resize: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Results of the metrics; what was compared, in words; what the features are; their record."""
+
+    fake: str
+    real: str
+    features: str
+    record: Mapping[str, object]
+    results: tuple[Result, ...]
+
+
+def score(options: SourceOptions, metrics: str, progress: Progress, say: Say) -> Scores:
+    """Scores of a run, or of a folder or zip of images, against real images.
+
+    Raises FastganError for what the user can mend.
+    """
+    names = parse_metrics(metrics)
+    for name in ("samples", "batch"):
+        if getattr(options, name) < (2 if name == "samples" else 1):
+            raise FastganError(
+                f"--{name} must be {2 if name == 'samples' else 1} or more, got {getattr(options, name)}"
+            )
+    fake, real = _sides(options, say)
+    network = options.features or ("digits" if isinstance(real, Images) and real.name == "digits" else "inception")
+    extract = open_extractor(
+        network,
+        weights=options.weights,
+        download=options.download,
+        resize=options.resize,
+        device=pick_device(options.device),
+    )
+    results = evaluate(real, fake, extract, names, batch_size=options.batch, progress=progress)
+    p = extract.protocol
+    words = f"features: {extract.name}; resize: {p.resize}; weights: {p.verified}"
+    return Scores(_words(fake), _words(real), words, asdict(p), tuple(results))
+
+
+def _words(images: Images | FeatureStatistics) -> str:
+    if isinstance(images, FeatureStatistics):
+        return f"statistics of {images.count or 'an unknown number of'} images"
+    return images.name if images.count is None else f"{images.name} ({images.count:,} images)"
+
+
+def scores_as_json(scores: Scores) -> str:
+    """One JSON object. A number that is not finite is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(v) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    content = {
+        "generated": scores.fake,
+        "real": scores.real,
+        "features": scores.record,
+        "results": [result.as_dict() for result in scores.results],
+    }
+    return json.dumps(plain(content), indent=1, allow_nan=False)
+
+
+def _sides(options: SourceOptions, say: Say) -> tuple[Images, Images | FeatureStatistics]:
+    """The images to be scored, and the real ones."""
+    source, size = options.source.expanduser(), options.size
+    if (source / "checkpoints").is_dir() or (source / "state.json").exists():
+        config, players, device = load_run(source, not options.live, options.device, say)
+        fake = generator_images(config.system, players, options.samples, device, str(options.source))
+        # The reals as the run saw them: cropped and resized alike.
+        if size and size != config.data.size:
+            raise FastganError(f"--size {size}: the pictures of {source} have {config.data.size}; leave it out")
+        if options.data and options.data.endswith(".npz"):
+            return fake, FeatureStatistics.load(options.data)
+        return fake, images_of(open_images(replace(config.data, path=options.data or config.data.path)))
+    if options.data is None:
+        raise FastganError(f"{source} is no run, so --data has to name the real images: a folder, a zip, or digits")
+    fake = _given(str(source), size)
+    if options.data == "digits" and size is None:
+        size = next(fake.batches(1)).shape[2]
+    return fake, FeatureStatistics.load(options.data) if options.data.endswith(".npz") else _given(options.data, size)
+
+
+def _given(path: str, size: int | None) -> Images:
+    return images_of(path if size is None else open_images(DataOptions(path=path, size=size)))
