@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,9 @@ def _from_file(path: Path, device: torch.device) -> Extractor:
             extra = {}
         else:
             load: Any = torch.jit.load
-            module = load(str(path), map_location=device).eval()
+            with warnings.catch_warnings():  # it is deprecated; the field's published files are of that kind
+                warnings.simplefilter("ignore", DeprecationWarning)
+                module = load(str(path), map_location=device).eval()
             # The published TorchScript files of this field give logits, or features where they are asked for.
             arguments = {argument.name for argument in module.forward.schema.arguments}
             extra = {"return_features": True} if "return_features" in arguments else {}
