@@ -211,7 +211,7 @@ def test_every_number_of_the_statistics_has_a_curve(tmp_path):
 
 
 def test_scores_now_and_then_are_joined_and_leave_no_gaps_elsewhere(tmp_path):
-    rows = [row(64 * i, **({"score.fid": 90.0 - i, "score.recall": 0.1} if i % 3 == 0 else {})) for i in range(10)]
+    rows = [row(64 * i + 64, **({"score.fid": 90.0 - i, "score.recall": 0.1} if i % 3 == 0 else {})) for i in range(10)]
     (tmp_path / "stats.jsonl").write_text("\n".join(map(json.dumps, rows)))
     charts = write_report(tmp_path).read_text().split('<figure class="chart">')
     scores = [chart for chart in charts if chart.startswith("<h3>Scores")]
