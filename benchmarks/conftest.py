@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write <results>/<device>/<subject>.json, with the cases of this run",
     )
+    group.addoption("--images", type=int, default=None, help="images that bench_eval scores")
     group.addoption("--results", default=str(RESULTS), help="folder of the results; default: benchmarks/results")
 
 

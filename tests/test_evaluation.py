@@ -23,18 +23,8 @@ from fastgan.trained import scores_as_json
 rng = np.random.default_rng(0)
 REAL = torch.from_numpy(rng.integers(0, 256, (60, 3, 4, 4), dtype=np.uint8))
 FAKE = torch.from_numpy(rng.integers(0, 200, (50, 3, 4, 4), dtype=np.uint8))
-TINY = [
-    "--preset",
-    "digits",
-    "--batch",
-    "16",
-    "--device",
-    "cpu",
-    "--set",
-    "data.size=16",
-    "--set",
-    "system.networks.generator_width=4",
-]
+TINY = ["--preset", "digits", "--batch", "16", "--device", "cpu", "--set", "data.size=16"]
+TINY += ["--set", "system.networks.generator_width=4"]
 TINY += ["--set", "system.networks.generator_layers=[16]", "--set", "system.latent=8"]
 
 

@@ -43,6 +43,7 @@ class FeatureProtocol:
 
     network: inception, vgg16, digits, or the file's name;  layer: which of its outputs
     resize:  how images are brought to the network's size;  weights: SHA-256 of the file;  verified: how far, in words
+    arithmetic: fp32, or tf32 where PyTorch's convolutions round their input to it (its default on GPUs that can)
     """
 
     network: str
@@ -50,6 +51,7 @@ class FeatureProtocol:
     resize: str
     weights: str
     verified: str
+    arithmetic: str = "fp32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,10 @@ def open_extractor(
     return _inception(layer, obtain(INCEPTION, weights, download=download, progress=progress), resize, place)
 
 
+def _arithmetic(device: torch.device) -> str:
+    return "tf32" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "fp32"
+
+
 def _inception(layer: str, weights: Any, resize: str, device: torch.device) -> Extractor:
     network = inception.load_inception(weights.tensors, weights.source).to(device)
     how = PREPARATIONS[resize]
@@ -131,7 +137,7 @@ def _inception(layer: str, weights: Any, resize: str, device: torch.device) -> E
         out: Tensor = network(scaled.contiguous(memory_format=torch.channels_last), layer)
         return out
 
-    protocol = FeatureProtocol("inception", layer, resize, weights.sha256, weights.note)
+    protocol = FeatureProtocol("inception", layer, resize, weights.sha256, weights.note, _arithmetic(device))
     return Extractor(protocol, run, device, network.logits if layer == "2048" else None)
 
 
@@ -144,7 +150,8 @@ def _vgg16(layer: str, weights: Any, device: torch.device) -> Extractor:
         out: Tensor = network(scaled.contiguous(memory_format=torch.channels_last), layer)
         return out
 
-    return Extractor(FeatureProtocol("vgg16", layer, "tensorflow", weights.sha256, weights.note), run, device)
+    protocol = FeatureProtocol("vgg16", layer, "tensorflow", weights.sha256, weights.note, _arithmetic(device))
+    return Extractor(protocol, run, device)
 
 
 def _digits(layer: str, device: torch.device) -> Extractor:
@@ -155,7 +162,7 @@ def _digits(layer: str, device: torch.device) -> Extractor:
         out: Tensor = network(digits.prepare(images), layer)
         return out
 
-    protocol = FeatureProtocol("digits", layer, "antialiased to 16", weights.sha256, weights.note)
+    protocol = FeatureProtocol("digits", layer, "antialiased to 16", weights.sha256, weights.note, _arithmetic(device))
     return Extractor(protocol, run, device, network.logits if layer == "64" else None)
 
 
@@ -189,4 +196,5 @@ def _from_file(path: Path, device: torch.device) -> Extractor:
             ) from None
         return out
 
-    return Extractor(FeatureProtocol(path.name, "", "its own", sha256, "a file of yours"), run, device)
+    protocol = FeatureProtocol(path.name, "", "its own", sha256, "a file of yours", _arithmetic(device))
+    return Extractor(protocol, run, device)

@@ -184,7 +184,7 @@ def _download(published: Published, path: Path, progress: Callable[[int, int], N
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total)
-        if (total and done != total) or not digest.hexdigest().startswith(published.sha256):
+        if not digest.hexdigest().startswith(published.sha256):
             raise FastganError(
                 f"{published.url}: got {done:,} of {total or done:,} bytes with SHA-256 {digest.hexdigest()[:16]}..., "
                 f"expected {published.sha256[:16]}; try again, or get the file by other means"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.features import extractor, inception, lpips, vgg16
+from fastgan.features.resize import pillow_bicubic
 from fastgan.features.weights import Weights
 from tools.parity_networks import KEPT, images, some, weights
 
@@ -90,12 +91,18 @@ def test_features_do_not_hang_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
     assert not together.requires_grad
 
 
-def test_logits_layers_are_the_whole_path(network: inception.Inception) -> None:
-    assert {"logits", "logits_unbiased"} <= inception.TAPS.keys()
-    pooled = torch.randn(3, 2048, dtype=torch.float64)
-    difference = network.logits(pooled, biased=True) - network.logits(pooled)
-    assert torch.allclose(difference, network.fc.bias.expand(3, -1))
-    assert network.fc.bias.abs().max() > 0.01
+def test_logits_as_layers(network: inception.Inception) -> None:
+    pixels = torch.rand(1, 3, 80, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
+    pooled = network(pixels)
+    assert torch.equal(network(pixels, "logits"), network.logits(pooled, biased=True))
+    assert torch.equal(network(pixels, "logits_unbiased"), network.logits(pooled))
+
+
+def test_clean_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.from_numpy(images(7, 1, 3, 50, 60))
+    expected = inception.load_inception(published_inception(torch.float32), "random")
+    found = open_random(monkeypatch, "clean", "64")(pixels)
+    assert torch.allclose(found, expected((pillow_bicubic(pixels, 299) - 128) / 128, "64"), rtol=1e-5)
 
 
 def test_weights_of_another_network_are_refused() -> None:

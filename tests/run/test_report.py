@@ -210,6 +210,19 @@ def test_every_number_of_the_statistics_has_a_curve(tmp_path):
     assert "<i>odd</i> 1" in text
 
 
+def test_scores_now_and_then_are_joined_and_leave_no_gaps_elsewhere(tmp_path):
+    rows = [row(64 * i + 64, **({"score.fid": 90.0 - i, "score.recall": 0.1} if i % 3 == 0 else {})) for i in range(10)]
+    (tmp_path / "stats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    charts = write_report(tmp_path).read_text().split('<figure class="chart">')
+    scores = [chart for chart in charts if chart.startswith("<h3>Scores")]
+    assert len(scores) == 2  # their scales lie apart
+    for chart, name in zip(scores, ("fid", "recall"), strict=True):
+        assert f"{name} <b>" in chart
+        (path,) = re.findall(r'<path class="curve c0" d="([^"]*)"', chart)
+        assert (path.count("M"), path.count("L")) == (1, 3)
+        assert chart.count("<circle") == 4
+
+
 def test_a_hundred_thousand_lines_are_quick_and_small(tmp_path):
     rng = np.random.default_rng(0)
     losses = rng.normal(size=100_000).tolist()
