@@ -8,7 +8,7 @@ the device until `TrainState.read_statistics` is called, once per tick.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,16 +189,30 @@ class Step:
 
         All batches are fetched before anything changes: where that raises, the state is as it was.
         """
-        fresh = [next_batch() for _ in range(self.batches)]
-        batch = fresh[0]
+        self.run(self.fetch(next_batch))
+        self.advance()
+
+    def fetch(self, next_batch: Callable[[], Batch]) -> list[Batch]:
+        """The batches of one step."""
+        return [next_batch() for _ in range(self.batches)]
+
+    @property
+    def phase(self) -> tuple[int, ...]:
+        """Numbers of the turns that the next step plays: all that its number decides."""
+        return tuple(number for number, turn in enumerate(self.turns) if turn.plays(self.state.step))
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        """Everything that the device does in the next step: what a graph captures. Follow it by `advance`."""
+        fresh, batch = iter(batches), batches[0]
         self._schedule()
-        for number, turn in enumerate(self.turns):
-            if not turn.plays(self.state.step):
-                continue
+        for number in self.phase:
+            turn = self.turns[number]
             for _ in range(turn.repeat):
-                if turn.fresh:
-                    batch = fresh.pop(0)
+                batch = next(fresh) if turn.fresh else batch
                 self.play(turn, batch, Draw(self.seed, batch.index, stream=number))
+
+    def advance(self) -> None:
+        """Count the step on the host."""
         self.state.step += 1
         self.state.samples += self.batches * self.global_batch
 

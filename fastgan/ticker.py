@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastgan.bench import peak_memory
+from fastgan.capture import CapturedStep
 from fastgan.data.feeder import Feeder
 from fastgan.run.log import RunLog
 from fastgan.step import Step, TrainState
@@ -38,7 +39,7 @@ class Ticker:
     def __init__(
         self,
         state: TrainState,
-        step: Step,
+        step: Step | CapturedStep,
         feeder: Feeder,
         log: RunLog,
         *,

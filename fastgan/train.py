@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastgan.capture import CapturedStep, CudaGraphs
 from fastgan.contract import ImageShape, System
 from fastgan.data import DataOptions, ImageSet, open_images
 from fastgan.data.feeder import Feeder
@@ -79,6 +81,7 @@ class Config:
     device:        "auto", "cpu", "cuda", "cuda:1", ...
     threads:       CPU threads of PyTorch (0: as many as it chooses); small networks are faster with one
     channels_last: memory format of the networks
+    capture:       on a GPU, whole steps are replayed as CUDA graphs
     init:          run folder, checkpoint or .safetensors file to take first weights from ("": none)
     resume:        "auto" (go on with what is in `out`), "never", or a run folder or checkpoint to go on from
     max_skipped:   training stops after so many turns in a row that were not finite
@@ -98,6 +101,7 @@ class Config:
     device: str = "auto"
     threads: int = 0
     channels_last: bool = True
+    capture: bool = True
     init: str = ""
     resume: str = "auto"
     max_skipped: int = 100
@@ -145,7 +149,7 @@ class _Run:
     images: ImageSet
     data: dict[str, object]  # fingerprint of the images
     state: TrainState
-    step: Step
+    step: Step | CapturedStep
     feeder: Feeder
     log: RunLog
     extract: Extractor | None = None  # of the scores
@@ -200,7 +204,6 @@ def train(
             state.restore(saved.tensors, saved.state["counters"])
         elif config.init:
             folder.initialise(state, config.init)
-        step = new_step(config, state)
         with Feeder(
             images,
             seed=config.seed,
@@ -211,6 +214,7 @@ def train(
         ) as feeder:
             folder.prepare(out, toml)
             with RunLog(out, echo=echo, resume_at=state.samples) as log:
+                step = new_step(config, state, log.line)
                 run = _Run(config, mapping, out, images, data, state, step, feeder, log)
                 run.extract = extract
                 _start(run, saved)
@@ -240,9 +244,12 @@ def build_state(config: Config, device: torch.device) -> TrainState:
     )
 
 
-def new_step(config: Config, state: TrainState) -> Step:
-    """The step that `config` trains `state` with."""
-    return Step(config.system, state, config.averaging, seed=config.seed, batch=config.batch, total=config.images)
+def new_step(config: Config, state: TrainState, say: Callable[[str], None] = warnings.warn) -> Step | CapturedStep:
+    """The step that `config` trains `state` with. say: gets one line where it cannot be captured."""
+    step = Step(config.system, state, config.averaging, seed=config.seed, batch=config.batch, total=config.images)
+    if state.device.type == "cuda" and config.capture:
+        return CapturedStep(step, CudaGraphs(state.device), say)
+    return step
 
 
 def parameters(module: nn.Module) -> int:

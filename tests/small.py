@@ -97,6 +97,7 @@ def game(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     averaging: Averaging | None = None,
+    device: str = "cpu",
     **optimizer: object,
 ) -> tuple[TrainState, Step]:
     """State and step of `system` on 8x8 pictures (or points), the same optimiser for both players."""
@@ -108,7 +109,7 @@ def game(
         {"generator": options, "critic": options},
         averaging,
         seed=seed,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         dtype=dtype,
     )
     return state, Step(system, state, averaging, seed=seed, batch=batch, total=total)
