@@ -17,11 +17,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError, suggest
 from fastgan.models.sizes import at_least_one, levels
+from fastgan.models.spectral import spectral_norm
 from fastgan.nn import fuse
 
 GENERATOR_NORMS = ("batch", "none")

@@ -23,10 +23,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, relu
-from torch.nn.utils.parametrizations import spectral_norm
 
 from fastgan.contract import ImageShape
 from fastgan.models.sizes import at_least_one, levels
+from fastgan.models.spectral import spectral_norm
 from fastgan.nn import fuse
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)

@@ -323,7 +323,8 @@ class _Run:
 def squares_of(gradients: Sequence[Tensor]) -> Tensor:
     """|g_n|^2 over several tensors [N, ...]: [N], in fp32 or wider."""
     wide = [g if g.dtype == torch.float64 else g.float() for g in gradients]
-    squares = [g.square().flatten(1).sum(1) if g.dim() > 1 else g.square() for g in wide]
+    # Over all dimensions at once: flattening a channels-last gradient would copy it.
+    squares = [g.square().sum(dim=tuple(range(1, g.dim()))) if g.dim() > 1 else g.square() for g in wide]
     return sum(squares[1:], start=squares[0])
 
 
