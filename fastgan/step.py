@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,10 +164,13 @@ class Step:
         batch: int,
         total: int,
         world: int = 1,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        """total: images of the whole run, of which schedules are fractions; world: number of ranks"""
+        """total: images of the whole run, of which schedules are fractions; world: number of ranks
+        autocast: bfloat16 for mixed precision; weights, gradients, moments and averages stay what they are"""
         self.system, self.state, self.averaging = system, state, averaging
         self.seed, self.global_batch = seed, batch * world
+        self.autocast = autocast
         self.progress = Progress(torch.zeros_like(state.seen))
         self.scalars = {name: self.progress.value(value) for name, value in system.schedules().items()}
         for player in state.players.values():  # made now, not within a turn that is captured
@@ -230,7 +234,8 @@ class Step:
         saved = [player.buffers.save() for player in players]
         for player in movers.values():
             player.zero_grad()
-        statistics = turn.gradients(batch, draw)
+        with torch.autocast(self.state.device.type, self.autocast) if self.autocast else nullcontext():
+            statistics = turn.gradients(batch, draw)
         norms = {name: player.gradient_norm() for name, player in movers.items()}
         suffixes = {name: f".{name}" if len(norms) > 1 else "" for name in norms}
         statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}

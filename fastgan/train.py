@@ -18,7 +18,7 @@ from fastgan.capture import CapturedStep, CudaGraphs
 from fastgan.contract import ImageShape, System
 from fastgan.data import DataOptions, ImageSet, open_images
 from fastgan.data.feeder import Feeder
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, suggest
 from fastgan.evaluation import Evaluation, evaluate, generator_images, numbers_of, parse_metrics
 from fastgan.features import Extractor
 from fastgan.kernels import _runtime
@@ -36,6 +36,7 @@ from fastgan.step import Step, TrainState, new_state
 from fastgan.ticker import Tick, Ticker, occasionally
 
 DONE, RESUMABLE = 0, 3  # exit statuses
+PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Config:
     device:        "auto", "cpu", "cuda", "cuda:1", ...
     threads:       CPU threads of PyTorch (0: as many as it chooses); small networks are faster with one
     channels_last: memory format of the networks
+    precision:     "auto" (bfloat16 on GPUs that have it), "bfloat16" (mixed, weights in float32), "float32"
     capture:       on a GPU, whole steps are replayed as CUDA graphs
     init:          run folder, checkpoint or .safetensors file to take first weights from ("": none)
     resume:        "auto" (go on with what is in `out`), "never", or a run folder or checkpoint to go on from
@@ -101,6 +103,7 @@ class Config:
     device: str = "auto"
     threads: int = 0
     channels_last: bool = True
+    precision: str = "auto"
     capture: bool = True
     init: str = ""
     resume: str = "auto"
@@ -114,6 +117,8 @@ class Config:
             raise FastganError(f"kimg must be at most 1e9 (a trillion images), got {self.kimg}")
         if not 0 <= self.threads <= 1024:
             raise FastganError(f"threads must be from 0 to 1024, got {self.threads}")
+        if self.precision not in PRECISIONS:
+            raise FastganError(f"precision {self.precision!r} is unknown{suggest(self.precision, PRECISIONS)}")
         if not 0 <= self.seed < 2**63:
             raise FastganError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
 
@@ -244,9 +249,23 @@ def build_state(config: Config, device: torch.device) -> TrainState:
     )
 
 
+def autocast_of(config: Config, device: torch.device) -> torch.dtype | None:
+    """The type that a config's steps compute in on `device`; None: that of the weights."""
+    fit = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if config.precision == "bfloat16" or (config.precision == "auto" and fit) else None
+
+
 def new_step(config: Config, state: TrainState, say: Callable[[str], None] = warnings.warn) -> Step | CapturedStep:
     """The step that `config` trains `state` with. say: gets one line where it cannot be captured."""
-    step = Step(config.system, state, config.averaging, seed=config.seed, batch=config.batch, total=config.images)
+    step = Step(
+        config.system,
+        state,
+        config.averaging,
+        seed=config.seed,
+        batch=config.batch,
+        total=config.images,
+        autocast=autocast_of(config, state.device),
+    )
     if state.device.type == "cuda" and config.capture:
         return CapturedStep(step, CudaGraphs(state.device), say)
     return step

@@ -29,7 +29,10 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
 
 
 def step_of(
-    config: Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    config: Config,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
 ) -> tuple[TrainState, Step]:
     """A fresh state and its step, as the trainer makes them."""
     state = new_state(
@@ -42,7 +45,8 @@ def step_of(
         dtype=dtype,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
     )
-    return state, Step(config.system, state, config.averaging, seed=0, batch=config.batch, total=config.images)
+    options = {"seed": 0, "batch": config.batch, "total": config.images, "autocast": autocast}
+    return state, Step(config.system, state, config.averaging, **options)  # type: ignore[arg-type]
 
 
 def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32) -> Batch:

@@ -161,7 +161,7 @@ class _Play:
         fake, self.fake = self.fake, None
         with frozen(self.critic):
             real_logits = self._real_logits(batch)
-            loss = self.loss.generator(real_logits, self.critic(fake))
+            loss = self.loss.generator(_wide(real_logits), _wide(self.critic(fake)))
             loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()}
 
@@ -172,6 +172,11 @@ class _Play:
         with torch.no_grad():
             logits: Tensor = self.critic(batch.images)
         return logits
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Half-precision logits in fp32, as the critic's turn has them: losses are sums of small differences."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 @contextmanager
