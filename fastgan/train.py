@@ -32,11 +32,10 @@ from fastgan.run.log import RunLog
 from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
 from fastgan.run.report import write_report
 from fastgan.run.signals import StopSignals
-from fastgan.step import Step, TrainState, new_state
+from fastgan.step import PRECISIONS, Step, TrainState, autocast_of, new_state
 from fastgan.ticker import Tick, Ticker, occasionally
 
 DONE, RESUMABLE = 0, 3  # exit statuses
-PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -249,12 +248,6 @@ def build_state(config: Config, device: torch.device) -> TrainState:
     )
 
 
-def autocast_of(config: Config, device: torch.device) -> torch.dtype | None:
-    """The type that a config's steps compute in on `device`; None: that of the weights."""
-    fit = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if config.precision == "bfloat16" or (config.precision == "auto" and fit) else None
-
-
 def new_step(config: Config, state: TrainState, say: Callable[[str], None] = warnings.warn) -> Step | CapturedStep:
     """The step that `config` trains `state` with. say: gets one line where it cannot be captured."""
     step = Step(
@@ -264,7 +257,7 @@ def new_step(config: Config, state: TrainState, say: Callable[[str], None] = war
         seed=config.seed,
         batch=config.batch,
         total=config.images,
-        autocast=autocast_of(config, state.device),
+        autocast=autocast_of(config.precision, state.device),
     )
     if state.device.type == "cuda" and config.capture:
         return CapturedStep(step, CudaGraphs(state.device), say)
