@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastgan.capture import CapturedStep, CudaGraphs
+from fastgan.capture import CapturedStep, captured
 from fastgan.contract import ImageShape, System
-from fastgan.data import DataOptions, ImageSet, open_images
+from fastgan.data import DataOptions, ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError, suggest
 from fastgan.evaluation import Evaluation, evaluate, generator_images, numbers_of, parse_metrics
@@ -229,12 +228,6 @@ def train(
                 return _finish(run, stopped, ticker.images_per_second)
 
 
-def fingerprint(images: ImageSet) -> dict[str, object]:
-    """What tells one set of images from another: their number, and a hash of 16 spread over the set."""
-    chosen = np.linspace(0, len(images) - 1, num=min(16, len(images))).astype(np.int64)
-    return {"images": len(images), "sha256": hashlib.sha256(images.read(chosen).tobytes()).hexdigest()}
-
-
 def build_state(config: Config, device: torch.device) -> TrainState:
     """Fresh players and optimisers of a config."""
     return new_state(
@@ -259,9 +252,7 @@ def new_step(config: Config, state: TrainState, say: Callable[[str], None] = war
         total=config.images,
         autocast=autocast_of(config.precision, state.device),
     )
-    if state.device.type == "cuda" and config.capture:
-        return CapturedStep(step, CudaGraphs(state.device), say)
-    return step
+    return captured(step, say) if config.capture else step
 
 
 def parameters(module: nn.Module) -> int:
