@@ -21,8 +21,6 @@ from fastgan.errors import FastganError, suggest
 from fastgan.optim import Averaging, Optimizer, PlayerState
 from fastgan.schedule import Progress
 
-# Streams of Draw: turns use 0, 1, 2, ...; pictures for people use one that no turn reaches.
-PICTURE_STREAM = 1 << 20
 PRECISIONS = ("auto", "bfloat16", "float32")
 
 
