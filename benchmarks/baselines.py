@@ -21,8 +21,10 @@ Loop = Callable[[Tensor, Tensor], None]
 class Recipe:
     """What a loop has to know besides the networks.
 
-    loss:          "non_saturating" or "relativistic"
+    loss:          "non_saturating", "relativistic", "wasserstein" or "hinge"
     r1, r2:        gamma in gamma/2 * mean_n |grad D|^2 on reals, on fakes
+    wgan_gp:       lambda in lambda * mean_n (|grad D| - 1)^2 on interpolates
+    critic_steps:  critic updates per step, each on a part of the images and latents
     penalty_every: penalties in every k-th step only, k times as strong
     decay:         of the generator's moving average, per step
     """
@@ -36,6 +38,8 @@ class Recipe:
     beta2: float
     eps: float
     decay: float
+    wgan_gp: float = 0.0
+    critic_steps: int = 1
 
 
 def tidy(generator: nn.Module, average: nn.Module, critic: nn.Module, recipe: Recipe) -> Loop:
@@ -50,21 +54,25 @@ def tidy(generator: nn.Module, average: nn.Module, critic: nn.Module, recipe: Re
     averages, values = averaged_tensors(average), averaged_tensors(generator)
     numbers = itertools.count()
 
-    def loop(images: Tensor, latents: Tensor) -> None:
-        fakes = generator(latents)
+    def loop(images: Tensor, latents: Tensor, epsilon: Tensor | None = None) -> None:
         strength = recipe.penalty_every if next(numbers) % recipe.penalty_every == 0 else 0
-
-        critic_adam.zero_grad(set_to_none=True)
-        real, r1 = logits_and_penalty(critic, images, strength * recipe.r1)
-        fake, r2 = logits_and_penalty(critic, fakes.detach(), strength * recipe.r2)
-        (critic_loss(recipe, real, fake) + r1 + r2).backward()
-        critic_adam.step()
+        count = recipe.critic_steps
+        weights = [None] * count if epsilon is None else epsilon.chunk(count)
+        for number, (x, z, weight) in enumerate(zip(images.chunk(count), latents.chunk(count), weights, strict=True)):
+            with torch.set_grad_enabled(number == count - 1):  # the last fakes serve the generator too
+                fakes = generator(z)
+            critic_adam.zero_grad(set_to_none=True)
+            real, r1 = logits_and_penalty(critic, x, strength * recipe.r1)
+            fake, r2 = logits_and_penalty(critic, fakes.detach(), strength * recipe.r2)
+            between = interpolate_penalty(critic, x, fakes.detach(), strength * recipe.wgan_gp, weight)
+            (critic_loss(recipe, real, fake) + r1 + r2 + between).backward()
+            critic_adam.step()
 
         critic.requires_grad_(False)
         generator_adam.zero_grad(set_to_none=True)
         if recipe.loss == "relativistic":
             with torch.no_grad():
-                real = critic(images)
+                real = critic(x)
         generator_loss(recipe, real, critic(fakes)).backward()
         generator_adam.step()
         critic.requires_grad_(True)
@@ -138,10 +146,25 @@ def logits_and_penalty(critic: nn.Module, x: Tensor, gamma: float) -> tuple[Tens
     return logits, gamma / 2 * gradient.square().flatten(1).sum(1).mean()
 
 
+def interpolate_penalty(critic: nn.Module, x: Tensor, fakes: Tensor, weight: float, epsilon: Tensor | None):
+    """lambda * mean_n (|grad D(x~_n)| - 1)^2 at random interpolates (Gulrajani 2017), where lambda is not 0."""
+    if not weight:
+        return 0.0
+    if epsilon is None:
+        epsilon = torch.rand(len(x), device=x.device, dtype=x.dtype)
+    between = torch.lerp(fakes, x, epsilon.view(-1, 1, 1, 1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
 def critic_loss(recipe: Recipe, real: Tensor, fake: Tensor) -> Tensor:
     """Loss of the critic from its logits [N] on reals and fakes."""
     if recipe.loss == "relativistic":
         return F.softplus(fake - real).mean()
+    if recipe.loss == "wasserstein":
+        return fake.mean() - real.mean()
+    if recipe.loss == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
@@ -149,4 +172,6 @@ def generator_loss(recipe: Recipe, real: Tensor, fake: Tensor) -> Tensor:
     """Loss of the generator from the critic's logits [N]."""
     if recipe.loss == "relativistic":
         return F.softplus(real - fake).mean()
+    if recipe.loss in ("wasserstein", "hinge"):
+        return -fake.mean()
     return F.softplus(-fake).mean()

@@ -37,12 +37,22 @@ def recipe_of(config: Config) -> Recipe:
     system, critic = config.system, config.optim["critic"]
     assert critic == config.optim["generator"]
     assert critic.kind == "adam"
-    assert system.critic_steps == 1
-    assert not system.wgan_gp
     lr, beta1, beta2 = (_start(value) for value in (critic.lr, critic.beta1, critic.beta2))
     decay = 2.0 ** (-config.batch / (config.averaging.halflife_kimg * 1000))
-    r1, r2 = _start(system.r1), _start(system.r2)
-    return Recipe(system.loss, r1, r2, system.penalty_every, lr, beta1, beta2, critic.eps, decay)
+    decay **= system.critic_steps  # the engine counts real images
+    return Recipe(
+        system.loss,
+        _start(system.r1),
+        _start(system.r2),
+        system.penalty_every,
+        lr,
+        beta1,
+        beta2,
+        critic.eps,
+        decay,
+        _start(system.wgan_gp),
+        system.critic_steps,
+    )
 
 
 def _start(value: Scheduled) -> float:

@@ -209,3 +209,9 @@ class CapturedStep:
             self.reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
             self._buffers = {}
             self._say(f"steps are not replayed as CUDA graphs, so they are slower: {self.reason}; --set capture=false")
+
+
+def captured(step: Step, say: Callable[[str], None]) -> Step | CapturedStep:
+    """The step, captured where its device has graphs."""
+    device = step.state.device
+    return CapturedStep(step, CudaGraphs(device), say) if device.type == "cuda" else step

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,6 +29,7 @@ from fastgan import __version__
 from fastgan.config import Config, resolve, to_mapping, to_toml
 from fastgan.errors import FastganError
 from fastgan.presets import DEFAULT_PRESET
+from fastgan.terminal import as_typed_here, one_line
 
 MENDABLE, RESUMABLE = 2, 3
 console = Console(highlight=False, soft_wrap=True)
@@ -146,6 +145,20 @@ class Eval:
 
 
 @dataclass
+class Export:
+    """Write a run's generator for others: safetensors, torch.export and ONNX, each checked against the run."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    out: Annotated[Path | None, _default("RUN/export")] = None
+    """folder for generator.safetensors with config.json, generator.pt2, generator.onnx"""
+    onnx: bool = False
+    """ONNX too; needs pip install 'fastgan[export]'"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+
+
+@dataclass
 class Doctor:
     """Say what is installed, and for each kernel which implementation runs here and why."""
 
@@ -169,7 +182,7 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Eval | Doctor | Bench
+Command = Train | Sample | Interpolate | Eval | Export | Doctor | Bench
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -188,14 +201,6 @@ def parse(args: Sequence[str] | None) -> Command:
         if end.code in (0, None):
             raise
         raise FastganError(one_line(caught.getvalue())) from None
-
-
-def one_line(box: str) -> str:
-    """The text of an error box, without its frame, title and pointers to the help, as one line."""
-    rows = [re.sub(r"^[│|]\s?|\s*[│|]$", "", row).strip() for row in box.splitlines()]
-    rows = [row for row in rows if row and not re.fullmatch(r"[╭╰─╮╯+\-\s]*|[╭+].*[╮+]", row)]
-    rows = [row for row in rows if not re.match(r"For full helptext|in fastgan .*--help$|fastgan .*--help$", row)]
-    return re.sub(r"\s+", " ", " ".join(rows)).strip(" .") + "; see fastgan --help"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -225,6 +230,8 @@ def run(command: Command) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Export():
+            return run_export(command)
         case Eval():
             return run_eval(command)
         case Bench():
@@ -278,14 +285,6 @@ def run_train(command: Train) -> int:
     return outcome.status
 
 
-def as_typed_here(command: str) -> str:
-    """A `fastgan ...` command as it works in this shell: with the path of the program where it is not on the PATH."""
-    program = os.path.relpath(sys.argv[0])
-    if shutil.which("fastgan") or os.path.basename(program) != "fastgan":
-        return command
-    return command.replace("fastgan", program, 1)
-
-
 def _say(text: str) -> None:
     """Print a line; one that nobody can read (a closed pipe, a name outside the terminal's alphabet) ends no run."""
     try:
@@ -324,6 +323,13 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, _say)
+    return 0
+
+
+def run_export(command: Export) -> int:
+    from fastgan.trained import export_run
+
+    export_run(command.run, command.out, command.onnx, command.weights, _say)
     return 0
 
 

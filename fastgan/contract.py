@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from fastgan.kernels import counter_noise
 from fastgan.schedule import Scheduled
 
+# Streams of Draw: turns use 0, 1, 2, ...; pictures for people use one that no turn reaches.
+PICTURE_STREAM = 1 << 20
+
 
 @dataclass(frozen=True)
 class ImageShape:

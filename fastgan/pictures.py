@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fastgan.contract import Draw, ImageShape, System
-from fastgan.step import PICTURE_STREAM, check_tensors
+from fastgan.contract import PICTURE_STREAM, Draw, ImageShape, System
+from fastgan.step import check_tensors
 
 
 def picture_latents(system: System, seeds: Sequence[int], device: torch.device) -> Tensor:

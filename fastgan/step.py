@@ -21,8 +21,7 @@ from fastgan.errors import FastganError, suggest
 from fastgan.optim import Averaging, Optimizer, PlayerState
 from fastgan.schedule import Progress
 
-# Streams of Draw: turns use 0, 1, 2, ...; pictures for people use one that no turn reaches.
-PICTURE_STREAM = 1 << 20
+PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 @dataclass
@@ -146,6 +145,12 @@ def new_state(
         averaged = name in system.averaged and averaging.halflife_kimg > 0
         states[name] = PlayerState(module, optimizers[name], averaged=averaged)
     return TrainState(states, device)
+
+
+def autocast_of(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type that a step computes in for one of PRECISIONS; None: that of the weights."""
+    fit = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and fit) else None
 
 
 class Step:

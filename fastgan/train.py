@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
@@ -10,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from fastgan.capture import CapturedStep, CudaGraphs
+from fastgan.capture import CapturedStep, captured
 from fastgan.contract import ImageShape, System
-from fastgan.data import DataOptions, ImageSet, open_images
+from fastgan.data import DataOptions, ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError, suggest
 from fastgan.evaluation import Evaluation, evaluate, generator_images, numbers_of, parse_metrics
@@ -32,11 +30,10 @@ from fastgan.run.log import RunLog
 from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
 from fastgan.run.report import write_report
 from fastgan.run.signals import StopSignals
-from fastgan.step import Step, TrainState, new_state
+from fastgan.step import PRECISIONS, Step, TrainState, autocast_of, new_state
 from fastgan.ticker import Tick, Ticker, occasionally
 
 DONE, RESUMABLE = 0, 3  # exit statuses
-PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -230,12 +227,6 @@ def train(
                 return _finish(run, stopped, ticker.images_per_second)
 
 
-def fingerprint(images: ImageSet) -> dict[str, object]:
-    """What tells one set of images from another: their number, and a hash of 16 spread over the set."""
-    chosen = np.linspace(0, len(images) - 1, num=min(16, len(images))).astype(np.int64)
-    return {"images": len(images), "sha256": hashlib.sha256(images.read(chosen).tobytes()).hexdigest()}
-
-
 def build_state(config: Config, device: torch.device) -> TrainState:
     """Fresh players and optimisers of a config."""
     return new_state(
@@ -249,12 +240,6 @@ def build_state(config: Config, device: torch.device) -> TrainState:
     )
 
 
-def autocast_of(config: Config, device: torch.device) -> torch.dtype | None:
-    """The type that a config's steps compute in on `device`; None: that of the weights."""
-    fit = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if config.precision == "bfloat16" or (config.precision == "auto" and fit) else None
-
-
 def new_step(config: Config, state: TrainState, say: Callable[[str], None] = warnings.warn) -> Step | CapturedStep:
     """The step that `config` trains `state` with. say: gets one line where it cannot be captured."""
     step = Step(
@@ -264,11 +249,9 @@ def new_step(config: Config, state: TrainState, say: Callable[[str], None] = war
         seed=config.seed,
         batch=config.batch,
         total=config.images,
-        autocast=autocast_of(config, state.device),
+        autocast=autocast_of(config.precision, state.device),
     )
-    if state.device.type == "cuda" and config.capture:
-        return CapturedStep(step, CudaGraphs(state.device), say)
-    return step
+    return captured(step, say) if config.capture else step
 
 
 def parameters(module: nn.Module) -> int:

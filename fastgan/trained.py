@@ -18,7 +18,9 @@ from fastgan.config import Config, from_mapping
 from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
 from fastgan.evaluation import Progress, evaluate, generator_images, numbers_of, parse_metrics
+from fastgan.export import export
 from fastgan.features import open_extractor
+from fastgan.generator import Generator
 from fastgan.metrics import FeatureStatistics
 from fastgan.metrics.result import Result
 from fastgan.metrics.sources import Images, images_of
@@ -31,6 +33,7 @@ __all__ = [
     "SourceOptions",
     "draw_interpolation",
     "draw_samples",
+    "export_run",
     "numbers_of",
     "parse_seeds",
     "score",
@@ -112,6 +115,17 @@ def draw_interpolation(
         save_animation(images, out, fps=fps)
         save_png(grid(images, columns=frames), strip)
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
+
+
+def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
+    """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
+    config, players, _ = load_run(run, weights == "average", "cpu", say)
+    s = config.system
+    generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
+    out = out or _run_folder(run) / "export"
+    with _writable(out / "config.json"):
+        export(generator, lambda latents: sample_images(s, players, latents), out, onnx=onnx, say=say)
+    say(f"use it: fastgan.Generator.from_pretrained({str(out)!r}).sample(range(16))")
 
 
 @contextlib.contextmanager

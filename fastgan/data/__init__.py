@@ -13,11 +13,11 @@ from pathlib import Path
 from fastgan.data.digits import load_digits
 from fastgan.data.files import list_folder, list_zip, printable
 from fastgan.data.folder import Progress, load
-from fastgan.data.image_set import ImageSet
+from fastgan.data.image_set import ImageSet, fingerprint
 from fastgan.data.options import DataOptions
 from fastgan.errors import FastganError
 
-__all__ = ["DataOptions", "ImageSet", "open_images"]
+__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
 
 
 def open_images(options: DataOptions, progress: Progress | None = None) -> ImageSet:

@@ -1,0 +1,71 @@
+"""Many steps of the engine and of the plain loop that it is measured against leave the same weights, in float64."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from small_presets import batch_of, narrow
+
+from benchmarks import baselines, steps
+from fastgan.contract import Draw
+from fastgan.models import R3GAN
+from fastgan.optim import Averaging
+from fastgan.train import Config
+
+ALL = os.environ.get("FASTGAN_TESTS") == "all"
+STEPS = 200 if ALL else 20
+
+
+def small(preset: str) -> Config:
+    """A preset at its networks' smallest size, with an average that a plain loop can follow."""
+    config = narrow(preset, batch=3)
+    size = {"digits": 16, "sngan": 32, "r3gan": 8}.get(preset.split("-")[0], 16)
+    if isinstance(config.system.networks, R3GAN):
+        slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
+        config = replace(config, system=replace(config.system, networks=slim))
+    if not ALL:
+        config = replace(config, system=replace(config.system, critic_steps=min(config.system.critic_steps, 2)))
+    return replace(
+        config, data=replace(config.data, size=size), averaging=Averaging(halflife_kimg=0.5, rampup=0.0), threads=0
+    )
+
+
+@pytest.mark.parametrize("preset", ["digits", "dcgan-64", "wgan-gp-64", "sngan-32", "r3gan-32"])
+def test_the_engine_trains_as_the_plain_loop_does(preset: str) -> None:
+    config = small(preset)
+    engine = steps.Engine.of(config, "cpu", torch.float64)
+    modules = engine.state.modules
+    generator, critic = (copy.deepcopy(modules[name]) for name in ("generator", "critic"))
+    average = copy.deepcopy(generator).requires_grad_(False)
+    loop = baselines.tidy(generator, average, critic, steps.recipe_of(config))
+    for number in range(STEPS):
+        batches = [
+            batch_of(config, number * engine.step.batches + i, torch.float64) for i in range(engine.step.batches)
+        ]
+        draws = draws_of(engine, [batch.index for batch in batches])
+        latents = [config.system.latents(draw).double() for draw in draws]
+        epsilon = [draw.uniform().double() for draw in draws]  # what a turn draws next
+        loop(torch.cat([batch.images for batch in batches]), torch.cat(latents), torch.cat(epsilon))
+        engine.step(iter(batches).__next__)
+    trained = engine.state.players["generator"].average
+    assert trained is not None
+    for name, ours, theirs in (
+        ("generator", modules["generator"], generator),
+        ("critic", modules["critic"], critic),
+        ("average", trained, average),
+    ):
+        for (key, mine), plain in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            error = (mine - plain).norm() / plain.norm().clamp(min=1)
+            assert error < 1e-9, f"{name}.{key} differs by {error:.1e}"
+    assert engine.step.read_statistics()["skipped"] == 0
+
+
+def draws_of(engine: steps.Engine, indices: list[torch.Tensor]) -> list[Draw]:
+    """The draws of the critic turns of the next step, in order."""
+    playing = (number for number in engine.step.phase for _ in range(engine.step.turns[number].repeat))
+    fresh = [number for number in playing if engine.step.turns[number].fresh]
+    return [Draw(steps.SEED, index, stream=number) for number, index in zip(fresh, indices, strict=True)]
