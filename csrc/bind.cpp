@@ -14,6 +14,7 @@
 #include "fold.h"
 #include "masked_act.h"
 #include "norm_act.h"
+#include "symmetric_product.h"
 
 namespace py = pybind11;
 using namespace fastgan;
@@ -23,7 +24,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 3;
+constexpr int kAbi = 4;
 
 template <typename T>
 T* at(Address address) {
@@ -294,6 +295,17 @@ PYBIND11_MODULE(_C, m) {
         return fastgan_counter_noise_cuda(&noise, CounterNoiseKind(kind), device, at<void>(stream));
       },
       py::arg("noise"), py::arg("kind"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "symmetric_product_cuda",
+      [](Address a, Address b, Address out, std::array<int64_t, 3> sizes, std::array<double, 3> factors, int device,
+         Address stream) {
+        const SymmetricProduct product = {at<const double>(a), at<const double>(b), at<double>(out), sizes[0],
+                                          sizes[1],           sizes[2],            factors[0],      factors[1],
+                                          factors[2]};
+        return fastgan_symmetric_product_cuda(&product, device, at<void>(stream));
+      },
+      py::arg("a"), py::arg("b"), py::arg("out"), py::arg("sizes"), py::arg("factors"), py::arg("device"),
+      py::arg("stream"));
   m.def("cuda_status", &fastgan_cuda_status, py::arg("device"), "0, or why this build cannot run on `device`.");
   m.def(
       "cuda_error",

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, suggest
+from fastgan.kernels.symmetric_product import symmetric_product
 
 Method = Literal["auto", "cholesky_eigh", "cholesky_svd", "polar"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -175,10 +176,10 @@ def by_polar_factor(product: Tensor) -> NuclearNorm:
     x = tall / torch.where(norm > 0, norm, 1.0)[..., None, None]
     slope = 1.0
     for a, b, c in polar_schedule():
-        gram = x.mT @ x
-        x = a * x + x @ (b * gram + c * (gram @ gram))
+        gram = symmetric_product(x)
+        x = x @ symmetric_product(gram, gram, square=c, linear=b, constant=a)
         slope *= a
-    gram = x.mT @ x
+    gram = symmetric_product(x)
     value = (x * tall).sum((-2, -1))
     gain = 0.5 * (value - ((x @ gram) * tall).sum((-2, -1))).clamp_min(0)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)

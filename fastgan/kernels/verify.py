@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgan.kernels import _runtime, adam_ema, batch_norm_act, conv_transpose_bn_act, counter_noise, masked_act
+from fastgan.kernels import (
+    _runtime,
+    adam_ema,
+    batch_norm_act,
+    conv_transpose_bn_act,
+    counter_noise,
+    masked_act,
+    symmetric_product,
+)
 from fastgan.kernels._runtime.measure import Unfit, relative
 from fastgan.kernels._runtime.verify import Check
 from fastgan.kernels.activations import ACTS, activate
@@ -183,12 +191,27 @@ def _compare_conv_transpose(case: str, x: Tensor, weight: Tensor, scale: Tensor,
     return count + sum(expect(f"{case}: statistics", made, truth, SUMS) for made, truth in stats)
 
 
+def check_symmetric_product(device: torch.device) -> int:
+    """With and without the polynomial; symmetric to the last bit, and the same bits again."""
+    count = 0
+    for case, shape in symmetric_product.CASES.items():
+        a = random(shape, device, torch.float64) / math.sqrt(shape[-2])
+        for b in (None, symmetric_product.reference(a, None, 1.0, 0.0, 0.0)):
+            factors = (1.0, 0.0, 0.0) if b is None else (0.4, -1.3, 1.9)
+            made = symmetric_product.native(a, b, factors)
+            count += expect(case, made, symmetric_product.reference(a, b, *factors), 1e-13)
+            if not torch.equal(made, made.mT) or not torch.equal(made, symmetric_product.native(a, b, factors)):
+                raise Unfit(f"{case}: not symmetric, or not the same bits again")
+    return count
+
+
 CHECKS: dict[str, Check] = {
     "adam_ema": check_adam_ema,
     "batch_norm_act": check_batch_norm_act,
     "conv_transpose_bn_act": check_conv_transpose_bn_act,
     "counter_noise": check_counter_noise,
     "masked_act": check_masked_act,
+    "symmetric_product": check_symmetric_product,
 }
 
 

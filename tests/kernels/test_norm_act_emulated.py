@@ -74,7 +74,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    library = ctypes.CDLL(str(module.build("g++", tmp_path_factory.mktemp("emulated"))))
+    library = ctypes.CDLL(
+        str(module.build("g++", tmp_path_factory.mktemp("emulated"), "norm_act.cu", "norm_act_fused.cu"))
+    )
     library.fastgan_norm_act_scratch.restype = c_int64
     return library
 

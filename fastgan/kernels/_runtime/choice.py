@@ -33,7 +33,9 @@ GPU_KERNELS = {
     "conv_transpose_bn_act": "Triton",
     "counter_noise": "CUDA C++",
     "masked_act": "Triton",
+    "symmetric_product": "CUDA C++",
 }
+GPU_ONLY = ("symmetric_product",)  # on a CPU the library's matrix product is the fastest there is
 OPS = tuple(GPU_KERNELS)
 MODES = ("auto", "library", "all")
 
@@ -62,6 +64,8 @@ def choose(op: str, device: torch.device) -> Choice:
         return Choice("PyTorch", "FASTGAN_KERNELS=library")
     if (op, device) in _disabled:
         return Choice("PyTorch", _disabled[op, device])
+    if device.type == "cpu" and op in GPU_ONLY:
+        return Choice("PyTorch", "a matrix product of the library")
     if device.type == "cpu":
         return Choice("C++" if EXTENSION.module else "PyTorch", EXTENSION.cpu)
     if device.type == "cuda":

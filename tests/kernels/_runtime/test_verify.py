@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from fastgan.kernels import adam_ema, batch_norm_act, conv_transpose_bn_act, counter_noise, masked_act
+from fastgan.kernels import (
+    adam_ema,
+    batch_norm_act,
+    conv_transpose_bn_act,
+    counter_noise,
+    masked_act,
+    symmetric_product,
+)
 from fastgan.kernels import verify as checks
 from fastgan.kernels._runtime import EXTENSION, cache, choice, verify
 from fastgan.kernels._runtime.choice import OPS, choose, disable, forced
@@ -128,6 +135,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(op, "CASES", cases)
     name = "odd sizes"
     monkeypatch.setattr(conv_transpose_bn_act, "CASES", {name: conv_transpose_bn_act.CASES[name]})
+    monkeypatch.setattr(symmetric_product, "CASES", {"odd": symmetric_product.CASES["odd"], "one": (1, 1)})
+    # On a CPU there is none of ours: the mirror image of the library's.
+    library = symmetric_product.reference
+    monkeypatch.setattr(symmetric_product, "native", lambda a, b, factors: _symmetric(library(a, b, *factors)))
+
+
+def _symmetric(made: torch.Tensor) -> torch.Tensor:
+    return made.tril() + made.tril(-1).mT
 
 
 @pytest.mark.skipif(EXTENSION.module is None, reason="no native part")
@@ -145,6 +160,7 @@ RESULTS = {
     "masked_act": (masked_act, "apply_mask"),
     "batch_norm_act": (batch_norm_act, "batch_norm_act"),
     "conv_transpose_bn_act": (conv_transpose_bn_act, "conv_transpose"),
+    "symmetric_product": (symmetric_product, "native"),
 }
 
 

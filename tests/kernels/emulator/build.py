@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/norm_act*.cu with the C++ compiler against the emulator in this folder."""
+"""Compiles files of csrc/cuda with the C++ compiler against the emulator in this folder."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ extern "C" void emulator_device(int multiprocessors, int blocks_per_multiprocess
 """
 
 
-def build(cxx: str, folder: Path) -> Path:
-    """The path of the library. Raises RuntimeError with what the compiler said."""
+def build(cxx: str, folder: Path, *names: str) -> Path:
+    """The path of the library of csrc/cuda/<names>. Raises RuntimeError with what the compiler said."""
     includes = [f"-I{HERE}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
     objects, running = [], []
-    for name in ("norm_act.cu", "norm_act_fused.cu", "options"):
+    for name in (*names, "options"):
         text = f"#include <cuda_runtime.h>\n{OPTIONS}"
         if name != "options":
             text = LAUNCH.sub(r"emulator::launch(\1, \2, \3, \4, false, ", (CSRC / "cuda" / name).read_text())

@@ -172,6 +172,15 @@ inline emulator::GridDim gridDim;
 
 inline void __syncthreads() { emulator::leave(emulator::State::kWaitsForBlock); }
 
+inline double __shfl_sync(unsigned, double value, int lane) {
+  emulator::Block& b = *emulator::block;
+  b.exchanged[b.current] = value;
+  emulator::leave(emulator::State::kWaitsForWarp);
+  const double other = b.exchanged[b.current / emulator::kWarp * emulator::kWarp + unsigned(lane)];
+  emulator::leave(emulator::State::kWaitsForWarp);
+  return other;
+}
+
 inline double __shfl_xor_sync(unsigned, double value, int lanes) {
   emulator::Block& b = *emulator::block;
   b.exchanged[b.current] = value;
