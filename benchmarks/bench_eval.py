@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastgan import metrics
-from fastgan.features import Extractor, FeatureProtocol, inception
-from fastgan.features.extractor import PREPARATIONS
+from fastgan.features import extractor, inception
+from fastgan.features.weights import Weights
 from fastgan.metrics.sources import features_of
 from tools.parity_networks import weights
 
@@ -106,9 +106,8 @@ def their_distance(features: np.ndarray[Any, Any], mu: np.ndarray[Any, Any], sig
 
 
 @pytest.fixture(scope="module")
-def networks(device: str) -> tuple[nn.Module, inception.Inception]:
-    plain = plain_inception()
-    return plain.to(device), inception.load_inception(plain.state_dict(), "random").to(device)
+def plain(device: str) -> nn.Module:
+    return plain_inception().to(device)
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +122,11 @@ def folder(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest
 
 
 @pytest.mark.parametrize(("resize", "package"), [("pytorch", "pytorch-fid"), ("clean", "clean-fid")])
-def test_fid_of_a_folder(ratio, device, networks, folder, resize, package):  # type: ignore[no-untyped-def]
-    plain, folded = networks
+def test_fid_of_a_folder(ratio, device, plain, folder, monkeypatch, resize, package):  # type: ignore[no-untyped-def]
     count = len(list(folder.iterdir()))
-    how = PREPARATIONS[resize]
-
-    def run(images: Tensor) -> Tensor:
-        x = how.resize(images, inception.SIDE).sub(how.centre).div_(how.half)
-        return folded(x.contiguous(memory_format=torch.channels_last))
-
-    extract = Extractor(FeatureProtocol("inception", "2048", resize, "random", ""), run, torch.device(device))
+    state = {name: value.cpu() for name, value in plain.state_dict().items()}
+    monkeypatch.setattr(extractor, "obtain", lambda *_, **__: Weights(state, "random", "0" * 64, "random"))
+    extract = extractor.open_extractor("inception", resize=resize, device=device)
 
     def ours() -> Tensor:
         return torch.cat(list(features_of(folder, extract, batch_size=BATCH)))
@@ -149,17 +143,17 @@ def test_fid_of_a_folder(ratio, device, networks, folder, resize, package):  # t
     expected, found = theirs(), ours().cpu().numpy()
     # TF32 on a GPU; fp32 elsewhere.
     assert np.linalg.norm(found - expected) <= (1e-2 if device == "cuda" else 1e-5) * np.linalg.norm(expected)
+    package = f"{package}'s way"
     if count < 10_000:
-        ratio(
-            "eval", f"features of {count:,} images, {resize}", {"fastgan": ours, f"{package}'s way": theirs}, "fastgan"
-        )
+        candidates = {"fastgan": ours, package: theirs, f"{package}, channels-last": theirs_last}
+        ratio("eval", f"features of {count:,} images, {resize}", candidates, "fastgan")
         return
     real = metrics.FeatureStatistics().update(expected[::2] + np.float32(0.1))
     mu, sigma = real.mean().numpy(), real.cov().numpy()
     candidates = {
         "fastgan": lambda: metrics.fid(real, folder, extract, batch_size=BATCH).value,
-        f"{package}'s way": lambda: their_distance(theirs(), mu, sigma),
-        f"{package}'s way, channels-last": lambda: their_distance(theirs_last(), mu, sigma),
+        package: lambda: their_distance(theirs(), mu, sigma),
+        f"{package}, channels-last": lambda: their_distance(theirs_last(), mu, sigma),
     }
     values = [candidate() for candidate in candidates.values()]
     assert values[0] == pytest.approx(values[1], rel=2e-2 if device == "cuda" else 1e-3)

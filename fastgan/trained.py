@@ -185,6 +185,7 @@ def score(options: SourceOptions, metrics: str, progress: Progress, say: Say) ->
         download=options.download,
         resize=options.resize,
         device=pick_device(options.device),
+        progress=lambda done, total: progress("weights", done, total),
     )
     results = evaluate(real, fake, extract, names, batch_size=options.batch, progress=progress)
     p = extract.protocol
