@@ -2,7 +2,7 @@
 
 Theirs: files decoded by a DataLoader, the Inception in eager PyTorch with its BatchNorms, contiguous (and beside it
 channels-last, which the packages do not do), statistics by NumPy, `scipy.linalg.sqrtm`. The real side is given as
-statistics to all. `--images N`: how many images; default 10,000 on a GPU, and 64 on a CPU, where the features alone are
+statistics to all. `--images N`: how many images; default 10,000 on a GPU, and 32 on a CPU, where the features alone are
 timed: the distance of so few images says nothing about many.
 """
 
@@ -112,7 +112,7 @@ def plain(device: str) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    count = request.config.getoption("--images") or (10_000 if device == "cuda" else 64)
+    count = request.config.getoption("--images") or (10_000 if device == "cuda" else 32)
     place = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -121,6 +121,7 @@ def folder(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest
     return place
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("resize", "package"), [("pytorch", "pytorch-fid"), ("clean", "clean-fid")])
 def test_fid_of_a_folder(ratio, device, plain, folder, monkeypatch, resize, package):  # type: ignore[no-untyped-def]
     count = len(list(folder.iterdir()))

@@ -71,7 +71,7 @@ class Extractor:
     def name(self) -> str:
         return f"{self.protocol.network}:{self.protocol.layer}" if self.protocol.layer else self.protocol.network
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or not images.numel():
             raise FastganError(f"features: expected images uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")

@@ -66,7 +66,9 @@ def features_of(source: Any, features: Any = None, *, batch_size: int = 64) -> I
         images_of(source)  # refuses what cannot be images before it asks for a network
     extract = extractor_of(features)
     for batch in ahead(images_of(source).batches(batch_size)):
-        yield matrix(extract(batch))
+        with torch.no_grad():
+            found = extract(batch)
+        yield matrix(found)
 
 
 def extractor_of(features: Any) -> Callable[[Tensor], Any]:

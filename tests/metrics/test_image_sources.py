@@ -71,6 +71,21 @@ def test_no_batch_is_larger_than_was_asked_for() -> None:
         assert sizes == [3, 3, 3, 2]
 
 
+def test_no_graph_is_recorded() -> None:
+    weight = torch.ones(3, requires_grad=True)
+
+    def weighted(images: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return means(images) * weight
+
+    found = next(features_of(PIXELS, weighted))
+    assert torch.is_grad_enabled()
+    found.add_(1)  # an ordinary tensor, not one of inference mode
+    generator = torch.nn.Linear(1, 5)
+    drawn = (generator(torch.zeros(2, 3, 4, 1)).tanh() for _ in range(2))
+    assert torch.cat(list(features_of(drawn, weighted))).shape == (4, 3)
+
+
 def test_greyscale_and_image_sets() -> None:
     gray = PIXELS[:, :1]
     assert torch.equal(all_of(gray), means(gray.expand(-1, 3, -1, -1)))
