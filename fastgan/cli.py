@@ -334,21 +334,12 @@ def run_export(command: Export) -> int:
 
 
 def run_eval(command: Eval) -> int:
-    from fastgan.trained import SourceOptions, numbers_of, score, scores_as_json
+    from fastgan.trained import SourceOptions, score, scores_as_json, scores_as_text
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
     with _sides() as progress:
         scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
-    if command.json:
-        _say(scores_as_json(scores))
-        return 0
-    _say(f"{scores.fake}\nagainst {scores.real}\n{scores.features}\n")
-    table = Table("metric", "value", box=None, pad_edge=False)
-    for name, value in numbers_of(scores.results).items():
-        table.add_row(name, f"{value:.5g}")
-    console.print(table)
-    for warning in dict.fromkeys(w for result in scores.results for w in result.warnings):
-        _say(f"warning: {warning}")
+    _say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0
 
 

@@ -34,10 +34,10 @@ __all__ = [
     "draw_interpolation",
     "draw_samples",
     "export_run",
-    "numbers_of",
     "parse_seeds",
     "score",
     "scores_as_json",
+    "scores_as_text",
 ]
 
 Say = Callable[[str], None]
@@ -120,7 +120,7 @@ def draw_interpolation(
 def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
     """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
     config, players, _ = load_run(run, weights == "average", "cpu", say)
-    s = config.system
+    s: Any = config.system  # options of the one kind of system that can be exported
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
     out = out or _run_folder(run) / "export"
     with _writable(out / "config.json"):
@@ -197,6 +197,20 @@ def _words(images: Images | FeatureStatistics) -> str:
     if isinstance(images, FeatureStatistics):
         return f"statistics of {images.count or 'an unknown number of'} images"
     return images.name if images.count is None else f"{images.name} ({images.count:,} images)"
+
+
+def scores_as_text(scores: Scores) -> str:
+    """What was compared, a line per number, and the warnings."""
+    numbers = numbers_of(scores.results)
+    width = max(map(len, numbers))
+    warnings = dict.fromkeys(warning for result in scores.results for warning in result.warnings)
+    return "\n".join(
+        (
+            *(scores.fake, f"against {scores.real}", scores.features, ""),
+            *(f"{name:{width}}  {value:.5g}" for name, value in numbers.items()),
+            *(f"warning: {warning}" for warning in warnings),
+        )
+    )
 
 
 def scores_as_json(scores: Scores) -> str:
