@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,16 @@ def test_training_that_cannot_be_scored_does_not_begin(tmp_path: Path, capsys: p
     assert not out.exists()
     assert cli.main(["train", *TINY, "--out", str(out), "--set", "evaluation.metrics=fod"]) == 2
     assert "evaluation: metric 'fod' is unknown; did you mean 'fid'?" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_other_scores(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGAN_CACHE", str(run.parent / "cache"))
+    out = shutil.copytree(run, tmp_path / "run")
+    flags = ["--kimg", "0.7", "--set", "evaluation.metrics=kid", "--set", "evaluation.samples=30"]
+    assert cli.main(["train", "--config", str(out / "config.toml"), "--out", str(out), *flags]) == 0
+    columns = read_statistics(out / "stats.jsonl")
+    assert columns["images"][np.isfinite(columns["score.fid"])].tolist() == [304, 512]
+    assert columns["images"][np.isfinite(columns["score.kid"])].tolist() == [608, 704]
 
 
 def test_scores_that_are_not_finite_are_null_in_json() -> None:
