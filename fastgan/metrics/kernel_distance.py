@@ -100,7 +100,7 @@ def discrepancies(x: Tensor, y: Tensor, protocol: KidProtocol) -> Tensor:
 def kernel(x: Tensor, y: Tensor, protocol: KidProtocol, shift: float) -> Tensor:
     """[n, m] k(x_i, y_j) - shift."""
     base = torch.addmm(x.new_tensor(protocol.coef0), x, y.mT, alpha=protocol.gamma)
-    out = base.square() if protocol.degree > 1 else base
+    out = base * base if protocol.degree > 1 else base
     for _ in range(protocol.degree - 2):
         out.mul_(base)
     return out.sub_(shift)
