@@ -30,5 +30,5 @@ def test_one_line_per_curve_within_the_square() -> None:
 
 def test_only_such_results() -> None:
     x = features(1, 200, 8)
-    with pytest.raises(FastganError, match="mine: expected .* got one of fid"):
+    with pytest.raises(FastganError, match="mine: expected a result"):
         prd_svg({"mine": fid(x, x)})
