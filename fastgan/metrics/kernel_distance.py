@@ -82,8 +82,9 @@ def kid(
 
 def discrepancies(x: Tensor, y: Tensor, protocol: KidProtocol) -> Tensor:
     """MMD² of each subset, [subsets] fp64."""
-    if x.dtype not in (torch.float32, torch.float64):
-        x, y = x.float(), y.float()
+    if x.dtype != torch.float64:
+        dtype = torch.float32 if full_fp32() else torch.float64
+        x, y = x.to(dtype), y.to(dtype)
     rng = np.random.RandomState(seed_of(protocol.seed))
     draws = []
     for _ in range(protocol.subsets):
@@ -95,6 +96,14 @@ def discrepancies(x: Tensor, y: Tensor, protocol: KidProtocol) -> Tensor:
     if together < 1.1 * apart:
         return all_pairs(x, y, first, second, protocol)
     return torch.stack([one_subset(x[i], y[j], protocol) for i, j in zip(first, second, strict=True)])
+
+
+def full_fp32() -> bool:
+    """Whether fp32 products are that, and not TF32 or bf16, which move the value by as much as it is."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set by device
+        return False
 
 
 def kernel(x: Tensor, y: Tensor, protocol: KidProtocol, shift: float) -> Tensor:
