@@ -99,7 +99,7 @@ def discrepancies(x: Tensor, y: Tensor, protocol: KidProtocol) -> Tensor:
 
 
 def full_fp32() -> bool:
-    """Whether fp32 products are that, and not TF32 or bf16, which move the value by as much as it is."""
+    """Whether fp32 products are that, and not TF32 or bf16, which are too coarse for a difference of means."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # it was set by device
