@@ -22,6 +22,7 @@ from fastgan.metrics.paired import ms_ssim, psnr, ssim
 from fastgan.metrics.pairs import diversity
 from fastgan.metrics.path import path_length
 from fastgan.metrics.pixels import pixel_accuracy
+from fastgan.metrics.plot import prd_svg
 from fastgan.metrics.prd_curve import prd
 from fastgan.metrics.result import Result
 from fastgan.metrics.statistics import FeatureStatistics
@@ -42,6 +43,7 @@ __all__ = [
     "path_length",
     "pixel_accuracy",
     "prd",
+    "prd_svg",
     "prdc",
     "precision_recall",
     "psnr",

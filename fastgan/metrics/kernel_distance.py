@@ -82,8 +82,9 @@ def kid(
 
 def discrepancies(x: Tensor, y: Tensor, protocol: KidProtocol) -> Tensor:
     """MMD² of each subset, [subsets] fp64."""
-    if x.dtype not in (torch.float32, torch.float64):
-        x, y = x.float(), y.float()
+    if x.dtype != torch.float64:
+        dtype = torch.float32 if full_fp32() else torch.float64
+        x, y = x.to(dtype), y.to(dtype)
     rng = np.random.RandomState(seed_of(protocol.seed))
     draws = []
     for _ in range(protocol.subsets):
@@ -97,10 +98,18 @@ def discrepancies(x: Tensor, y: Tensor, protocol: KidProtocol) -> Tensor:
     return torch.stack([one_subset(x[i], y[j], protocol) for i, j in zip(first, second, strict=True)])
 
 
+def full_fp32() -> bool:
+    """Whether fp32 products are that, and not TF32 or bf16, which are too coarse for a difference of means."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set by device
+        return False
+
+
 def kernel(x: Tensor, y: Tensor, protocol: KidProtocol, shift: float) -> Tensor:
     """[n, m] k(x_i, y_j) - shift."""
     base = torch.addmm(x.new_tensor(protocol.coef0), x, y.mT, alpha=protocol.gamma)
-    out = base.square() if protocol.degree > 1 else base
+    out = base * base if protocol.degree > 1 else base
     for _ in range(protocol.degree - 2):
         out.mul_(base)
     return out.sub_(shift)

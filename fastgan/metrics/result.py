@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,8 +34,15 @@ class Result:
         return self.value
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, strings, lists and dictionaries only."""
+        """For JSON: numbers, strings, lists and dictionaries; None for NaN and infinity, which it does not have."""
         out = asdict(self)
         out["warnings"] = list(self.warnings)
-        out["values"] = {key: list(v) if isinstance(v, tuple) else v for key, v in self.values.items()}
+        out["value"] = finite(self.value)
+        out["values"] = {
+            key: [finite(x) for x in v] if isinstance(v, tuple) else finite(v) for key, v in self.values.items()
+        }
         return out
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

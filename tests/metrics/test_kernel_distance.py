@@ -63,6 +63,18 @@ def test_arrays_tensors_and_batches_are_alike() -> None:
     assert kid(iter(np.array_split(x, 4)), [y[:7], y[7:]], subsets=3, subset_size=50).value == want
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_where_fp32_is_not_full_products_are_in_fp64(precision: str) -> None:
+    x, y = features(1, 150, 16), features(2, 140, 16)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        got = kid(x, y, subsets=3, subset_size=50).value
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert got == kid(x.astype("float64"), y.astype("float64"), subsets=3, subset_size=50).value
+    assert got != kid(x, y, subsets=3, subset_size=50).value
+
+
 def test_unbiased() -> None:
     """Of two sets with the same distribution: 0 within its uncertainty, both signs."""
     x, y = features(1, 400, 16), features(8, 400, 16)

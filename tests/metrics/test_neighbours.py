@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from parity_inputs import features
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.metrics import density_coverage, neighbours, prdc, precision_recall
 from fastgan.metrics.neighbours import Balls, Rule, balls
@@ -80,8 +81,38 @@ def test_when_products_are_less_exact_than_fp32(monkeypatch: pytest.MonkeyPatch)
     """As with TF32: the distances come from fp64 then."""
     real, fake = sets("plain")
     monkeypatch.setattr(neighbours, "reliable", lambda _: False)
-    (found,) = balls(torch.from_numpy(real), torch.from_numpy(fake), RULES[:1])
+    x, y = torch.from_numpy(real), torch.from_numpy(fake)
+    assert neighbours.prepare(x, y)[1].short.dtype == torch.float64
+    (found,) = balls(x, y, RULES[:1])
     same(found, brute(real, fake, RULES[0]))
+
+
+def test_far_from_the_origin_fp32_resolves_distances_all_the_same() -> None:
+    x = torch.from_numpy(sets("plain")[0])
+    near, far = (neighbours.prepare(z, z)[0] for z in (x, x.double() + 1e6))
+    assert far.short.dtype == torch.float32
+    np.testing.assert_allclose(far.squares.numpy(), near.squares.numpy(), rtol=1e-4)
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours.spans, "__defaults__", (128,))
+    x, y = torch.from_numpy(features(1, 2000, 8)), torch.from_numpy(features(2, 1500, 8))
+    with Largest() as seen:
+        balls(x, y, RULES)
+    assert 128 * 128 <= seen.largest <= 2000 * (5 + neighbours.SPARE) + 128 * 128
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest new tensor has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, torch.Tensor) and value.is_contiguous():
+                self.largest = max(self.largest, value.numel())
+        return out
 
 
 def test_less_exact_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,14 @@ def test_pixel_accuracy_of_labels() -> None:
     assert pixel_accuracy(fake, real, ignore=0).value == 0.5
     assert pixel_accuracy(fake, real, ignore=1).values["accuracy_of_class"] == (0.5,)
     assert pixel_accuracy(fake[0], real[0]).value == 0.5
+
+
+def test_json_has_no_infinity_and_no_nan() -> None:
+    shown = psnr(CLEAN, CLEAN).as_dict()
+    assert (shown["value"], shown["values"]["worst"], shown["values"]["mse"]) == (None, None, 0.0)
+    shown = pixel_accuracy(np.zeros((1, 2, 2), int), np.zeros((1, 2, 2), int), classes=2).as_dict()
+    assert shown["values"]["iou_of_class"] == [1.0, None]
+    json.dumps(shown, allow_nan=False)
 
 
 A, B = np.zeros((2, 3, 16, 16)), np.zeros((2, 1, 4, 4), int)

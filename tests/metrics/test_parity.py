@@ -30,6 +30,12 @@ def test_fid(n: int, relative: float, absolute: float, peer: str) -> None:
     assert got.value == pytest.approx(golden("fid", f"{peer} {n}"), rel=relative, abs=absolute)
 
 
+@pytest.mark.parametrize("n", [100, 12])
+def test_fid_by_fifty_digits(n: int) -> None:
+    real, fake = (inputs.features(seed, n, 24, "float64") for seed in (1, 2))
+    assert metrics.fid(real, fake).value == pytest.approx(golden("exact_fid", f"mpmath {n}"), rel=1e-12)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-7), ("float64", 1e-12)])
 def test_kid_on_the_same_subsets(dtype: str, tolerance: float) -> None:
     real, fake = inputs.features(1, 1500, 64), inputs.features(2, 1200, 64)

@@ -62,6 +62,13 @@ def test_clusters_are_as_good_as_those_of_scikit_learn() -> None:
     assert max(ours) < 1.03 * min(theirs)
 
 
+def test_full_iterations_improve_the_clusters() -> None:
+    x = np.concatenate((features(1, 500, 24), features(2, 500, 24)))
+    before, after = (cluster(torch.from_numpy(x), 20, 6, ClusterOptions(full=n)) for n in (0, 4))
+    for run in range(6):
+        assert inertia(x, after[run].numpy()) < 0.999 * inertia(x, before[run].numpy())
+
+
 def test_clusters_that_are_apart_are_found() -> None:
     which = np.arange(400) % 8
     x = torch.from_numpy(features(1, 400, 6) + 50 * np.eye(8, 6)[which] - 50 * (which == 7)[:, None])
