@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from fastgan import optim
 from fastgan.contract import Batch, Draw
 from fastgan.optim import Averaging
 from fastgan.presets import PRESETS
-from fastgan.schedule import Schedule, Scheduled
 from fastgan.step import Step, TrainState, new_state
 from fastgan.train import Config
 
@@ -34,29 +32,10 @@ def config_of(preset: str, batch: int | None = None) -> Config:
 
 def recipe_of(config: Config) -> Recipe:
     """What a plain loop has to know of a config, at the start of its schedules."""
-    system, critic = config.system, config.optim["critic"]
+    critic = config.optim["critic"]
     assert critic == config.optim["generator"]
     assert critic.kind == "adam"
-    lr, beta1, beta2 = (_start(value) for value in (critic.lr, critic.beta1, critic.beta2))
-    decay = 2.0 ** (-config.batch / (config.averaging.halflife_kimg * 1000))
-    decay **= system.critic_steps  # the engine counts real images
-    return Recipe(
-        system.loss,
-        _start(system.r1),
-        _start(system.r2),
-        system.penalty_every,
-        lr,
-        beta1,
-        beta2,
-        critic.eps,
-        decay,
-        _start(system.wgan_gp),
-        system.critic_steps,
-    )
-
-
-def _start(value: Scheduled) -> float:
-    return value.start if isinstance(value, Schedule) else value
+    return baselines.recipe_of(config.system, critic, config.averaging, config.batch)
 
 
 def random_batch(config: Config, number: int, device: str, dtype: torch.dtype, layout: torch.memory_format) -> Batch:
@@ -121,11 +100,8 @@ class Networks:
 
     @staticmethod
     def of(config: Config, device: str, dtype: torch.dtype = torch.float32, layout: str = "NCHW") -> Networks:
-        modules = config.system.players(config.shape)
-        generator, critic = (
-            modules[name].to(device, dtype, memory_format=LAYOUTS[layout]).train() for name in ("generator", "critic")
-        )
-        return Networks(generator, copy.deepcopy(generator).requires_grad_(False), critic)
+        players = baselines.plain_players(config.system, config.shape)
+        return Networks(*(player.to(device, dtype, memory_format=LAYOUTS[layout]).train() for player in players))
 
     def take_weights(self, engine: Engine) -> None:
         """Start from the engine's weights."""

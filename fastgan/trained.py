@@ -120,7 +120,7 @@ def draw_interpolation(
 def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
     """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
     config, players, _ = load_run(run, weights == "average", "cpu", say)
-    s = config.system
+    s: Any = config.system
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
     out = out or _run_folder(run) / "export"
     with _writable(out / "config.json"):
