@@ -26,6 +26,7 @@ from rich.table import Table
 from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, UseAppendAction
 
 from fastgan import __version__
+from fastgan.allocator import keep_freed_memory
 from fastgan.config import Config, resolve, to_mapping, to_toml
 from fastgan.errors import FastganError
 from fastgan.presets import DEFAULT_PRESET
@@ -214,6 +215,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = say_warning
+            keep_freed_memory()
             return run(parse(args))
     except FastganError as error:
         print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
