@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastgan.cost import Cost, network_cost, step_cost, total
 from fastgan.kernels._runtime import plain_layers
 
-# Relative difference allowed. The two with R1 + R2 differ by 1e-4 and 1.7e-3: the sweep's edges, not counted one by one.
+# Relative difference allowed. With R1 + R2 it is 1e-4 and 1.7e-3: the edges of the sweep are not counted one by one.
 EXACT = {"dcgan-64": 0.0, "wgan-gp-64": 0.0, "sngan-32": 0.0, "digits": 2e-3, "r3gan-32": 2e-3}
 
 
