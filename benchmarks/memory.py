@@ -22,7 +22,7 @@ from fastgan import bench
 
 
 def main(preset: str, candidate: str, batch: str, device: str) -> None:
-    config = steps.config_of(preset, int(batch))
+    config = steps.config_of(preset, int(batch), device)
     before = bench.peak_memory(device)
     step = steps.timed(candidate, config, device)
     for _ in range(3):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from unittest import mock
@@ -18,7 +17,6 @@ from fastgan import optim
 from fastgan.contract import Batch, Draw
 from fastgan.optim import Averaging
 from fastgan.presets import PRESETS
-from fastgan.schedule import Schedule, Scheduled
 from fastgan.step import Step, TrainState, new_state
 from fastgan.train import Config
 
@@ -26,37 +24,25 @@ SEED = 1
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def config_of(preset: str, batch: int | None = None) -> Config:
-    """A preset with an average of constant decay, so that a plain loop can follow it; `batch` per step."""
+def config_of(preset: str, batch: int | None, device: str) -> Config:
+    """A preset with an average of constant decay, so that a plain loop can follow it; `batch` per critic step.
+
+    R3GAN-64 takes minutes per step on a CPU: there it has an eighth of its width, and one block per size.
+    """
     config = PRESETS[preset]
-    return replace(config, averaging=Averaging(halflife_kimg=10.0, rampup=0.0), batch=batch or config.batch)
+    config = replace(config, averaging=Averaging(halflife_kimg=10.0, rampup=0.0), batch=batch or config.batch)
+    if preset == "r3gan-64" and device == "cpu":
+        narrow = replace(config.system.networks, widths=(96, 96, 96, 96, 48, 24, 16), blocks=(1,) * 7)
+        config = replace(config, system=replace(config.system, networks=narrow))
+    return config
 
 
 def recipe_of(config: Config) -> Recipe:
     """What a plain loop has to know of a config, at the start of its schedules."""
-    system, critic = config.system, config.optim["critic"]
+    critic = config.optim["critic"]
     assert critic == config.optim["generator"]
     assert critic.kind == "adam"
-    lr, beta1, beta2 = (_start(value) for value in (critic.lr, critic.beta1, critic.beta2))
-    decay = 2.0 ** (-config.batch / (config.averaging.halflife_kimg * 1000))
-    decay **= system.critic_steps  # the engine counts real images
-    return Recipe(
-        system.loss,
-        _start(system.r1),
-        _start(system.r2),
-        system.penalty_every,
-        lr,
-        beta1,
-        beta2,
-        critic.eps,
-        decay,
-        _start(system.wgan_gp),
-        system.critic_steps,
-    )
-
-
-def _start(value: Scheduled) -> float:
-    return value.start if isinstance(value, Schedule) else value
+    return baselines.recipe_of(config.system, critic, config.averaging, config.batch)
 
 
 def random_batch(config: Config, number: int, device: str, dtype: torch.dtype, layout: torch.memory_format) -> Batch:
@@ -92,10 +78,13 @@ class Engine:
         step = Step(config.system, state, config.averaging, seed=SEED, batch=config.batch, total=10**15)
         return Engine(config, state, step)
 
-    def latents(self, batch: Batch) -> Tensor:
-        """The latents that the engine will draw in its next step if that is on `batch`."""
-        turn = next(number for number, turn in enumerate(self.step.turns) if turn.plays(self.state.step))
-        return self.config.system.latents(Draw(SEED, batch.index, stream=turn))
+    def drawn(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """What the critic turns of the next step will draw on `batches`: latents and WGAN-GP's weights, in float64."""
+        playing = (number for number in self.step.phase for _ in range(self.step.turns[number].repeat))
+        fresh = [number for number in playing if self.step.turns[number].fresh]
+        draws = [Draw(SEED, batch.index, stream=number) for number, batch in zip(fresh, batches, strict=True)]
+        latents = torch.cat([self.config.system.latents(draw).double() for draw in draws])
+        return latents, torch.cat([draw.uniform().double() for draw in draws])
 
 
 def timed_engine(config: Config, device: str) -> Callable[[], None]:
@@ -121,11 +110,8 @@ class Networks:
 
     @staticmethod
     def of(config: Config, device: str, dtype: torch.dtype = torch.float32, layout: str = "NCHW") -> Networks:
-        modules = config.system.players(config.shape)
-        generator, critic = (
-            modules[name].to(device, dtype, memory_format=LAYOUTS[layout]).train() for name in ("generator", "critic")
-        )
-        return Networks(generator, copy.deepcopy(generator).requires_grad_(False), critic)
+        players = baselines.plain_players(config.system, config.shape)
+        return Networks(*(player.to(device, dtype, memory_format=LAYOUTS[layout]).train() for player in players))
 
     def take_weights(self, engine: Engine) -> None:
         """Start from the engine's weights."""
@@ -136,18 +122,24 @@ class Networks:
 
 
 def timed_loop(
-    make: Callable[..., Loop], config: Config, device: str, layout: str, *, compiled: bool = False
+    make: Callable[..., Loop], config: Config, device: str, layout: str, *, compiled: Sequence[str] = ()
 ) -> Callable[[], None]:
-    """A plain loop's steps of one lazy cycle, on one batch, latents from torch.randn as usual."""
+    """A plain loop's steps of one lazy cycle, on one batch per critic step, latents from torch.randn as usual.
+
+    compiled: names of the networks that torch.compile takes
+    """
     networks = Networks.of(config, device, layout=layout)
-    generator, critic = networks.generator, networks.critic
-    if compiled:
-        generator, critic = compiled_like(generator, device), compiled_like(critic, device)
+    generator = compiled_like(networks.generator, device) if "generator" in compiled else networks.generator
+    critic = compiled_like(networks.critic, device) if "critic" in compiled else networks.critic
     loop = make(generator, networks.average, critic, recipe_of(config))
-    images = random_batch(config, 0, device, torch.float32, LAYOUTS[layout]).images
-    latents = torch.randn(config.batch, config.system.latent, device=device)
+    batches = [
+        random_batch(config, n, device, torch.float32, LAYOUTS[layout]) for n in range(config.system.critic_steps)
+    ]
+    images = torch.cat([batch.images for batch in batches]).contiguous(memory_format=LAYOUTS[layout])
+    latents = torch.randn(len(images), config.system.latent, device=device)
     if compiled:
-        expected, got = networks.critic(networks.generator(latents)), critic(generator(latents))
+        few = latents[: config.batch]
+        expected, got = networks.critic(networks.generator(few)), critic(generator(few))
         assert torch.linalg.vector_norm(got - expected) < 1e-2 * torch.linalg.vector_norm(expected), "miscompiled"
 
     def cycle() -> None:
@@ -169,7 +161,8 @@ def timed(name: str, config: Config, device: str) -> Callable[[], None]:
         return timed_engine(config, device)
     kind, layout = name.rsplit(", ", 1)
     make = baselines.tutorial if kind == "tutorial loop" else baselines.tidy
-    return timed_loop(make, config, device, layout, compiled="torch.compile" in kind)
+    compiled = ("generator",) if kind.endswith("of the generator") else ("generator", "critic")
+    return timed_loop(make, config, device, layout, compiled=compiled if "torch.compile" in kind else ())
 
 
 @dataclass

@@ -26,10 +26,11 @@ from rich.table import Table
 from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, UseAppendAction
 
 from fastgan import __version__
+from fastgan.allocator import keep_freed_memory
 from fastgan.config import Config, resolve, to_mapping, to_toml
 from fastgan.errors import FastganError
 from fastgan.presets import DEFAULT_PRESET
-from fastgan.terminal import as_typed_here, one_line
+from fastgan.terminal import as_typed_here, one_line, say_warning
 
 MENDABLE, RESUMABLE = 2, 3
 console = Console(highlight=False, soft_wrap=True)
@@ -168,14 +169,20 @@ class Doctor:
 
 @dataclass
 class Bench:
-    """Measure the engine's step on random images: images/s, ms per step, peak memory, and the machine's ceilings."""
+    """Measure the step on random images: images/s, ms per part, share of the machine's ceilings, peak memory."""
 
+    what: Positional[Literal["step"]] = "step"
+    """the whole training step"""
     preset: str = DEFAULT_PRESET
     """preset whose step is measured"""
     batch: int | None = None
     """images per step"""
     steps: int = 5
-    """timed steps, after two untimed ones"""
+    """timed rounds, after untimed ones"""
+    against: str = ""
+    """eager, compile or eager,compile: plain PyTorch with the same networks and losses, timed in turn"""
+    plot: Path | None = None
+    """SVG file for the parts of the step beside their floors"""
     set: Annotated[list[str], UseAppendAction] = field(default_factory=list)
     """any key of the config, such as data.size=128"""
     device: str = "auto"
@@ -207,7 +214,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _say_warning
+            warnings.showwarning = say_warning
+            keep_freed_memory()
             return run(parse(args))
     except FastganError as error:
         print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
@@ -215,11 +223,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
         return RESUMABLE
-
-
-def _say_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as one line, without the place in the code."""
-    print(f"fastgan: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def run(command: Command) -> int:
@@ -381,15 +384,8 @@ def run_doctor(command: Doctor) -> int:
 
 
 def run_bench(command: Bench) -> int:
-    from fastgan.trial import bench_step
+    from fastgan.trial import bench_preset
 
-    config = resolve(
-        command.preset,
-        None,
-        {"device": command.device} | ({"batch": command.batch} if command.batch is not None else {}),
-        command.set,
-    )
-    if command.steps < 1:
-        raise FastganError(f"--steps must be 1 or more, got {command.steps}")
-    bench_step(config, command.steps, _say)
+    c = command
+    bench_preset(c.preset, c.batch, c.device, c.steps, c.set, c.against, c.plot, _say)
     return 0

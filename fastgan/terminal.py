@@ -22,3 +22,8 @@ def as_typed_here(command: str) -> str:
     if shutil.which("fastgan") or os.path.basename(program) != "fastgan":
         return command
     return command.replace("fastgan", program, 1)
+
+
+def say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, without the place in the code."""
+    print(f"fastgan: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from fastgan import bench
+from fastgan.baseline import plain_players, recipe_of, tidy
+from fastgan.capture import CapturedStep
+from fastgan.config import resolve
 from fastgan.contract import Batch
+from fastgan.cost import Cost, step_cost
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
+from fastgan.errors import FastganError, suggest
 from fastgan.kernels import _runtime
+from fastgan.step import Step, autocast_of
 from fastgan.train import Config, build_state, new_step, parameters, prepare_device
+
+T = TypeVar("T")
 
 
 def dry_run(config: Config) -> Iterator[str]:
@@ -56,23 +68,245 @@ class RandomBatches:
         return Batch(self._images, None, index)
 
 
-def bench_step(config: Config, steps: int, say: Callable[[str], None]) -> None:
-    """Time whole training steps on random images and say images/s, ms per step, peak memory and the ceilings."""
+@dataclass(frozen=True)
+class Part:
+    """One row of the table: measured seconds per step; what the cost model says of it, where it does."""
+
+    name: str
+    seconds: float
+    cost: Cost | None = None
+
+
+class PartClock:
+    """Seconds that a step spends in its parts. On a GPU each part waits for the device, which a plain step does not."""
+
+    def __init__(self, step: Step) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]  # per part that is open: seconds of the parts within it
+        self._device = step.state.device
+        generator = step.state.players["generator"].module
+        begun: list[Callable[[], None]] = []
+        self._hooked = [
+            generator.register_forward_pre_hook(lambda *_: begun.append(self._begin("generator forward"))),
+            generator.register_forward_hook(lambda *_: begun.pop()()),
+        ]
+        self._turns = step.turns
+        step.turns = tuple(
+            replace(turn, gradients=self._timed(f"{turn.name}'s turn", turn.gradients)) for turn in step.turns
+        )
+        for player in step.state.players.values():
+            player.update = self._timed("update", player.update)  # type: ignore[method-assign]
+        self._step = step
+
+    def close(self) -> None:
+        """The step as it was."""
+        for hook in self._hooked:
+            hook.remove()
+        self._step.turns = self._turns
+        for player in self._step.state.players.values():
+            del player.update
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _begin(self, name: str) -> Callable[[], None]:
+        began = self._now()
+        self._inner.append(0.0)
+
+        def end() -> None:
+            seconds = self._now() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._inner.pop()
+            self._inner[-1] += seconds
+
+        return end
+
+    def _timed(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        def run(*args: object, **kwargs: object) -> T:
+            end = self._begin(name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                end()
+
+        return run
+
+    def around(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """`function`, whose time counts as `name`."""
+        return self._timed(name, function)
+
+
+def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: int) -> list[Part]:
+    """Mean seconds of each part of the step over `cycles` lazy cycles, slowest machine effects included."""
+    clock = PartClock(step)
+    steps = cycles * _gan(config).penalty_every
+    waiting = clock.around("wait for data", batches)
+    try:
+        whole = clock.around("rest", step)
+        for _ in range(steps):
+            whole(waiting)
+    finally:
+        clock.close()
+    costs = cycle_cost(config)
+    return [Part(name, seconds / steps, costs.get(name)) for name, seconds in clock.seconds.items()]
+
+
+def _gan(config: Config) -> Any:
+    """The options of the config's system, the unconditional GAN: the one that the cost model and the loops know."""
+    return config.system
+
+
+def cycle_cost(config: Config) -> dict[str, Cost]:
+    """Cost of a config's mean step over a lazy cycle."""
+    every = _gan(config).penalty_every
+    mean: dict[str, Cost] = {}
+    for number in range(every):
+        for name, cost in step_cost(config.system, config.shape, config.batch, penalised=number == 0).items():
+            mean[name] = mean.get(name, Cost()) + cost * (1 / every)
+    return mean
+
+
+def bench_step(
+    config: Config, steps: int, say: Callable[[str], None], against: str = "", plot: Path | None = None
+) -> None:
+    """Time whole training steps on random images; say images/s, ms per part, shares of the ceilings, peak memory.
+
+    against: "eager", "compile" or both with a comma: the same networks and losses in a careful loop of plain PyTorch,
+    timed in turn with the engine.  plot: SVG file for the parts beside their floors
+    """
     device = prepare_device(config)
     info = bench.device_info(device)
-    say(f"{info.name}, {info.threads} threads, torch {info.torch}, fastgan {info.fastgan}")
-    state = build_state(config, device)
-    step, batches = new_step(config, state), RandomBatches(config, device)
-    seconds = bench.measure({"step": lambda: step(batches)}, device=device, rounds=steps, min_time=0.0)["step"]
-    images = step.batches * config.batch
-    median = float(np.median(seconds))
-    say(f"preset {config.preset}, batch {config.batch}, {step.batches} critic batch(es) a step, {steps} steps timed")
     say(
-        f"{images / median:.1f} images/s; a step takes {bench.duration(median)} "
-        f"({bench.duration(min(seconds))} to {bench.duration(max(seconds))})"
+        f"{info.name}, {info.threads} threads, torch {info.torch}, fastgan {info.fastgan}, "
+        f"load {bench.load_average():.1f}"
     )
-    say(f"peak memory {bench.peak_memory(device) / 2**20:.0f} MiB; means: {step.read_statistics()}")
-    say(
-        f"ceilings measured here: copy {bench.copy_rate(str(device)) / 1e9:.1f} GB/s, "
-        f"matrix product {bench.matmul_rate(str(device)) / 1e9:.0f} GFLOP/s"
+    copy_rate, matmul_rate = bench.copy_rate(str(device)), bench.matmul_rate(str(device))
+    say(f"ceilings measured here: copy {copy_rate / 1e9:.1f} GB/s, matrix product {matmul_rate / 1e9:.0f} GFLOP/s")
+    step = new_step(config, build_state(config, device), say)
+    batches, every = RandomBatches(config, device), _gan(config).penalty_every
+
+    def cycle() -> None:
+        for _ in range(every):
+            step(batches)
+
+    candidates: dict[str, Callable[[], object]] = {"fastgan": cycle} | plain_candidates(config, device, against, say)
+    seconds = bench.measure(candidates, device=device, rounds=steps, min_time=0.0, warmup=3)
+    case = bench.Case("step", "fastgan", {name: [s / every for s in each] for name, each in seconds.items()})
+    images, median = step.batches * config.batch, case.median("fastgan")
+    say(f"preset {config.preset}, batch {config.batch}, {step.batches} critic batch(es) a step; medians of {steps}")
+    for name in case.seconds:
+        ratio = "" if name == "fastgan" else f"; fastgan is {case.ratio(name)} as fast"
+        say(f"  {name:<44}{images / case.median(name):10.1f} images/s {bench.duration(case.median(name)):>9}{ratio}")
+    say(f"peak memory {bench.peak_memory(device) / 2**20:.0f} MiB (of this process); means: {step.read_statistics()}")
+    plain = step.step if isinstance(step, CapturedStep) else step
+    parts = parts_of(config, plain, batches, max(1, steps // every))
+    say(table(parts, matmul_rate, copy_rate, median))
+    say("floor: operations at the product rate or bytes at the copy rate; what stays in caches can be faster than that")
+    if plot:
+        plot.write_text(bars(config.preset, parts, matmul_rate, copy_rate))
+        say(f"plot: {plot}")
+
+
+def table(parts: Sequence[Part], matmul_rate: float, copy_rate: float, step: float) -> str:
+    """The parts as lines: ms, operations, bytes, floor, the floor's share of the time; the last line is the step."""
+    lines = [f"{'part':<20}{'ms':>10}{'GFLOP':>10}{'MB':>10}{'floor ms':>10}{'floor/time':>12}"]
+    rows = [*parts, Part("whole step", step, sum((p.cost for p in parts if p.cost), start=Cost()))]
+    floors = [p.cost.seconds(matmul_rate, copy_rate) if p.cost else None for p in rows]
+    floors[-1] = sum(f for f in floors[:-1] if f)
+    for part, floor in zip(rows, floors, strict=True):
+        line = f"{part.name:<20}{part.seconds * 1e3:10.2f}"
+        if part.cost and floor is not None:
+            line += f"{part.cost.flops / 1e9:10.2f}{part.cost.bytes / 1e6:10.1f}"
+            line += f"{floor * 1e3:10.2f}{floor / part.seconds:12.0%}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def bars(title: str, parts: Sequence[Part], matmul_rate: float, copy_rate: float) -> str:
+    """The parts as an SVG picture: a bar of measured time each, and in it the floor."""
+    longest = max(part.seconds for part in parts)
+    drawn = [f'<text x="10" y="22" font-size="15">{escape(title)}: ms per step, and the floor (dark)</text>']
+    for row, part in enumerate(parts):
+        y, scale = 40 + 28 * row, 420 / longest
+        floor = part.cost.seconds(matmul_rate, copy_rate) if part.cost else 0.0
+        drawn += [
+            f'<text x="150" y="{y + 14}" text-anchor="end">{escape(part.name)}</text>',
+            f'<rect x="160" y="{y}" width="{part.seconds * scale:.1f}" height="18" fill="#9db8d9"/>',
+            f'<rect x="160" y="{y}" width="{floor * scale:.1f}" height="18" fill="#27517f"/>',
+            f'<text x="{166 + part.seconds * scale:.1f}" y="{y + 14}">{part.seconds * 1e3:.1f}</text>',
+        ]
+    size = f'width="660" height="{50 + 28 * len(parts)}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *drawn, "</svg>"]) + "\n"
+
+
+AGAINST = ("eager", "compile")
+
+
+def plain_candidates(
+    config: Config, device: torch.device, against: str, say: Callable[[str], None]
+) -> dict[str, Callable[[], object]]:
+    """The plain loops named in `against` ("eager", "compile", or both with a comma), each as one lazy cycle."""
+    made: dict[str, Callable[[], object]] = {}
+    for name in filter(None, (part.strip() for part in against.split(","))):
+        if name not in AGAINST:
+            raise FastganError(f"--against {name!r} is unknown{suggest(name, AGAINST)}")
+        for compiled in [("generator", "critic"), ("generator",)] if name == "compile" else [()]:
+            which = " + ".join(compiled)
+            label = f"plain PyTorch, {name}" + (f" ({which})" if compiled else "")
+            cycle = _plain_cycle(config, device, compiled)
+            try:
+                cycle()
+            except Exception as error:  # whatever the compiler raises is an answer, too
+                lines = str(error).strip().splitlines()
+                say(f"{label} does not work here: {type(error).__name__}: {lines[0] if lines else ''}")
+            else:
+                made[label] = cycle
+                break
+    return made
+
+
+def _plain_cycle(config: Config, device: torch.device, compiled: Sequence[str]) -> Callable[[], None]:
+    """The tidy loop on the preset's networks of PyTorch's own layers, in the preset's layout and precision."""
+    critic_options = config.optim["critic"]
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    generator, average, critic = (
+        player.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+        for player in plain_players(config.system, config.shape)
     )
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+    made: list[Any] = [
+        torch.compile(network, mode=mode) if name in compiled else network
+        for name, network in (("generator", generator), ("critic", critic))
+    ]
+    recipe = recipe_of(config.system, critic_options, config.averaging, config.batch)
+    autocast = autocast_of(config.precision, device)
+    loop = tidy(made[0], average, made[1], recipe)
+    count = config.batch * _gan(config).critic_steps
+    images = torch.cat([RandomBatches(config, device)().images] * _gan(config).critic_steps)
+    images = images.contiguous(memory_format=layout)
+
+    def cycle() -> None:
+        for _ in range(_gan(config).penalty_every):
+            with torch.autocast(device.type, autocast) if autocast else nullcontext():
+                loop(images, torch.randn(count, _gan(config).latent, device=device))
+
+    return cycle
+
+
+def bench_preset(
+    preset: str,
+    batch: int | None,
+    device: str,
+    steps: int,
+    sets: Sequence[str],
+    against: str,
+    plot: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """`fastgan bench` under the names of its flags."""
+    config = resolve(preset, None, {"device": device} | ({} if batch is None else {"batch": batch}), sets)
+    if steps < 1:
+        raise FastganError(f"--steps must be 1 or more, got {steps}")
+    bench_step(config, steps, say, against, plot)

@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("command", ["", "train", "sample", "interpolate", "eval", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["", "train", "sample", "interpolate", "eval", "export", "doctor", "bench"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([*command.split(), "--help"])
@@ -51,7 +51,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "usage: fastgan" in text
     for word in {
-        "": ["train", "sample", "interpolate", "eval", "doctor", "bench"],
+        "": ["train", "sample", "interpolate", "eval", "export", "doctor", "bench"],
         "train": [
             "--data",
             "--preset",

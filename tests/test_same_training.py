@@ -11,7 +11,6 @@ import torch
 from small_presets import batch_of, narrow
 
 from benchmarks import baselines, steps
-from fastgan.contract import Draw
 from fastgan.models import R3GAN
 from fastgan.optim import Averaging
 from fastgan.train import Config
@@ -46,10 +45,7 @@ def test_the_engine_trains_as_the_plain_loop_does(preset: str) -> None:
         batches = [
             batch_of(config, number * engine.step.batches + i, torch.float64) for i in range(engine.step.batches)
         ]
-        draws = draws_of(engine, [batch.index for batch in batches])
-        latents = [config.system.latents(draw).double() for draw in draws]
-        epsilon = [draw.uniform().double() for draw in draws]  # what a turn draws next
-        loop(torch.cat([batch.images for batch in batches]), torch.cat(latents), torch.cat(epsilon))
+        loop(torch.cat([batch.images for batch in batches]), *engine.drawn(batches))
         engine.step(iter(batches).__next__)
     trained = engine.state.players["generator"].average
     assert trained is not None
@@ -62,10 +58,3 @@ def test_the_engine_trains_as_the_plain_loop_does(preset: str) -> None:
             error = (mine - plain).norm() / plain.norm().clamp(min=1)
             assert error < 1e-9, f"{name}.{key} differs by {error:.1e}"
     assert engine.step.read_statistics()["skipped"] == 0
-
-
-def draws_of(engine: steps.Engine, indices: list[torch.Tensor]) -> list[Draw]:
-    """The draws of the critic turns of the next step, in order."""
-    playing = (number for number in engine.step.phase for _ in range(engine.step.turns[number].repeat))
-    fresh = [number for number in playing if engine.step.turns[number].fresh]
-    return [Draw(steps.SEED, index, stream=number) for number, index in zip(fresh, indices, strict=True)]
