@@ -108,13 +108,14 @@ sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f,
 import torch
 from fastgan.kernels import adam_ema, counter_noise
 from fastgan.kernels._runtime import EXTENSION, build_summary, report
+from fastgan.kernels._runtime.choice import GPU_ONLY
 assert counter_noise.normal(1, torch.arange(3), (5,)).isfinite().all()
 one = lambda: [torch.ones(3)]
 number = lambda: torch.tensor(0.5, dtype=torch.float64)
 names = ("step", "lr", "beta1", "beta2", "ema_decay", "grad_scale")
 adam_ema.adam_ema_(one(), one(), one(), one(), [], eps=1e-8, skip=torch.tensor(False), **{n: number() for n in names})
 print(EXTENSION.module is not None, EXTENSION.has_cuda)
-print({op.implementation for op in report() if op.device == "cpu"})
+print({op.implementation for op in report() if op.device == "cpu" and op.op not in GPU_ONLY})
 print(build_summary())
 """
 

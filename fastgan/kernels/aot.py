@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastgan.kernels.aot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--arch", type=int, action="append", choices=BUDGETS, help="default: all")
     parser.add_argument("--case", action="append", help="part of the name of a case; default: all cases")
-    parser.add_argument("--sample", action="store_true", help="one case of every kernel for every architecture")
+    parser.add_argument("--sample", action="store_true", help="one case of every kernel for every other architecture")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per CPU")
     options = parser.parse_args(arguments)
     wanted = [i for i, case in enumerate(kernels()) if any(text in case.name for text in options.case or [""])]
@@ -75,12 +75,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sample(jobs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of each kernel one job per architecture: another case for each where it has several."""
+    """Of each kernel one job for three architectures, and for the other three of the next: another case each time."""
     cases: dict[tuple[str, str, int], list[int]] = {}
     for i, capability in jobs:
         cases.setdefault((kernels()[i].op, kernels()[i].kernel.__name__, capability), []).append(i)
     turn = {capability: n for n, capability in enumerate(BUDGETS)}
-    return [(numbers[turn[key[2]] * len(numbers) // len(turn)], key[2]) for key, numbers in cases.items()]
+    number = {kernel: n for n, kernel in enumerate(dict.fromkeys(key[:2] for key in cases))}
+    return [
+        (numbers[turn[key[2]] * len(numbers) // len(turn)], key[2])
+        for key, numbers in cases.items()
+        if (turn[key[2]] + number[key[:2]]) % 2
+    ]
 
 
 def _row(case: AotCase, capability: int, outcome: Compiled | str) -> tuple[str, ...]:

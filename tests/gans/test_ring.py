@@ -56,7 +56,7 @@ def train(
     [
         pytest.param({"loss": "non_saturating", "r1": 0.1}, marks=pytest.mark.long),
         {"loss": "wasserstein", "wgan_gp": 0.1},
-        {"loss": "relativistic", "r1": 0.05, "r2": 0.05},
+        pytest.param({"loss": "relativistic", "r1": 0.05, "r2": 0.05}, marks=pytest.mark.long),
     ],
     ids=["non_saturating+r1", "wgan-gp", "relativistic+r1+r2"],
 )
