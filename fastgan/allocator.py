@@ -10,8 +10,8 @@ import ctypes
 import os
 
 # Numbers of mallopt's parameters, from glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST = 1 << 25  # bytes; glibc takes no larger threshold. Blocks beyond it are mapped and given back as ever
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+LARGEST = 1 << 25  # bytes; glibc takes no larger threshold for blocks that are mapped, and given back, one by one
 KEPT = (1 << 31) - 1  # free bytes at the end of the heap that are kept
 
 
@@ -27,4 +27,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # another C library, another system
         return False
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT))
+    # No block is mapped on its own at all: the largest tensors are those whose pages cost most.
+    return all(mallopt(*pair) for pair in ((M_MMAP_THRESHOLD, LARGEST), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT)))

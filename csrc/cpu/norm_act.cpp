@@ -72,7 +72,6 @@ void chunk_moments(const Grid& grid, int64_t chunk, int64_t g, const Tensors<T>&
     if (n <= 0) continue;
     const double more = double(grid.shared(tile));
     guess_means(grid, tile, g, tensors.x, scratch.shift);
-    if (tensors.x_copy) tensors.copy(grid, tile, g);
     tile_moments(grid, tile, g, n, tensors, scratch);
     std::copy_n(scratch.shift, n, scratch.sum_shift);
     merge_moments(n, partials.first(chunk) + begin, partials.second(chunk) + begin, count, scratch.sum_shift,
@@ -123,7 +122,6 @@ void chunk_gradients(const Grid& grid, int64_t chunk, int64_t g, const Tensors<T
     const Grid::Tile tile = grid.tile(i);
     const int64_t n = grid.group_end(g, tile) - begin;
     if (n <= 0) continue;
-    if (tensors.x_copy) tensors.copy(grid, tile, g);
     scratch.clear(grid.per_row ? n * kLanes : n);
     tensors.pieces(grid, tile, g, scratch,
                    [&](const Piece<C>& p) { add_gradients(p, factors, {scratch.first, scratch.second}); });
@@ -177,7 +175,7 @@ class Pass {
   void normalise(bool again) {
     Coefficients<C> coefficients(norm_, grid_);
     coefficients.set(0, grid_.channels);
-    each(again, [&](int64_t chunk, int64_t g, Scratch<C>& scratch) { normalise(tensors_, chunk, g, coefficients, scratch); });
+    each(again, [&](int64_t chunk, int64_t g, Scratch<C>& scratch) { normalise(chunk, g, coefficients, scratch); });
   }
 
   void sums(double* sums) {
@@ -195,7 +193,7 @@ class Pass {
   void input(const double* sums, double count, bool again) {
     Coefficients<C> coefficients(norm_, grid_);
     coefficients.set(0, grid_.channels, sums, count);
-    each(again, [&](int64_t chunk, int64_t g, Scratch<C>& scratch) { input(tensors_, chunk, g, coefficients, scratch); });
+    each(again, [&](int64_t chunk, int64_t g, Scratch<C>& scratch) { input(chunk, g, coefficients, scratch); });
   }
 
   // A group at a time, where what it reads stays in the cache for the second pass, and there are groups for everyone.
@@ -209,13 +207,12 @@ class Pass {
     norm_.mean = mean, norm_.var = var;
     Coefficients<C> coefficients(norm_, grid_);
     parallel<Scratch<C>>(grid_.groups, threads_, false, [&](int64_t g, Scratch<C>& scratch) {
-      const Tensors<T> tensors = copying();
-      for (int64_t k = 0; k < grid_.chunks; ++k) chunk_moments(grid_, k, g, without_out(tensors), partials, scratch);
+      for (int64_t k = 0; k < grid_.chunks; ++k) chunk_moments(grid_, k, g, reading(), partials, scratch);
       merge_chunks(grid_, g, partials);
       const int64_t begin = grid_.group_begin(g), end = std::min(begin + grid_.group, grid_.width);
       for (int64_t c = begin; c < end; ++c) finish_moments(grid_, c, partials, mean, var);
       coefficients.set(begin, end);
-      for (int64_t k = grid_.chunks; k-- > 0;) normalise(tensors, k, g, coefficients, scratch);
+      for (int64_t k = grid_.chunks; k-- > 0;) normalise(k, g, coefficients, scratch);
     });
   }
 
@@ -228,35 +225,20 @@ class Pass {
     Partials partials(grid_);
     Coefficients<C> coefficients(norm_, grid_);
     parallel<Scratch<C>>(grid_.groups, threads_, false, [&](int64_t g, Scratch<C>& scratch) {
-      const Tensors<T> tensors = copying();
       const int64_t begin = grid_.group_begin(g), end = std::min(begin + grid_.group, grid_.width);
       coefficients.set(begin, end);
       for (int64_t k = 0; k < grid_.chunks; ++k)
-        chunk_gradients(grid_, k, g, without_out(tensors), coefficients.from(begin), partials, scratch);
+        chunk_gradients(grid_, k, g, reading(), coefficients.from(begin), partials, scratch);
       add_chunks(grid_, g, partials);
       for (int64_t c = begin; c < end; ++c)
         finish_gradients(grid_, c, partials, NormActChannel<C>(norm_, c), sums);
       coefficients.set(begin, end, training ? sums : nullptr, count);
-      for (int64_t k = grid_.chunks; k-- > 0;) input(tensors, k, g, coefficients, scratch);
+      for (int64_t k = grid_.chunks; k-- > 0;) input(k, g, coefficients, scratch);
     });
   }
 
  private:
-  Tensors<T> reading() const { return without_out(tensors_); }
-
-  static Tensors<T> without_out(Tensors<T> tensors) {
-    tensors.out = nullptr;
-    return tensors;
-  }
-
-  // The tensors with memory for copies of a group.
-  Tensors<T> copying() const {
-    Tensors<T> tensors = tensors_;
-    const int64_t n = norm_.outer * std::min(grid_.group, grid_.width) * norm_.inner;
-    tensors.x_copy = kept<T, 0>(n);
-    if (tensors.grad) tensors.grad_copy = kept<T, 1>(n);
-    return tensors;
-  }
+  Tensors<T> reading() const { return {tensors_.x, tensors_.grad, nullptr}; }
 
   bool one_by_one(int64_t tensors) const {
     const int64_t bytes = tensors * norm_.outer * std::min(grid_.group, grid_.width) * norm_.inner * int64_t(sizeof(T));
@@ -271,18 +253,16 @@ class Pass {
     });
   }
 
-  void normalise(const Tensors<T>& tensors, int64_t chunk, int64_t g, const Coefficients<C>& coefficients,
-                 Scratch<C>& scratch) {
+  void normalise(int64_t chunk, int64_t g, const Coefficients<C>& coefficients, Scratch<C>& scratch) {
     const Factors<C> factors = coefficients.from(grid_.group_begin(g));
     for (int64_t i = grid_.chunk_begin(chunk + 1); i-- > grid_.chunk_begin(chunk);)
-      tensors.pieces(grid_, grid_.tile(i), g, scratch, [&](const Piece<C>& p) { fastgan::normalise(p, factors); });
+      tensors_.pieces(grid_, grid_.tile(i), g, scratch, [&](const Piece<C>& p) { fastgan::normalise(p, factors); });
   }
 
-  void input(const Tensors<T>& tensors, int64_t chunk, int64_t g, const Coefficients<C>& coefficients,
-             Scratch<C>& scratch) {
+  void input(int64_t chunk, int64_t g, const Coefficients<C>& coefficients, Scratch<C>& scratch) {
     const Factors<C> factors = coefficients.from(grid_.group_begin(g));
     for (int64_t i = grid_.chunk_begin(chunk + 1); i-- > grid_.chunk_begin(chunk);)
-      tensors.pieces(grid_, grid_.tile(i), g, scratch, [&](const Piece<C>& p) { input_gradient(p, factors); });
+      tensors_.pieces(grid_, grid_.tile(i), g, scratch, [&](const Piece<C>& p) { input_gradient(p, factors); });
   }
 
   NormAct norm_;

@@ -86,20 +86,19 @@ struct Grid {
   int64_t group_begin(int64_t g) const { return g * group; }
   int64_t group_end(int64_t g, const Tile& t) const { return std::min(g * group + group, per_row ? width : t.end); }
 
-  // Calls f(offset, copied, rows, n, stride) for every piece of group g of tile t: at most kBuffer elements where
-  // `small`. copied: the offset in a copy of the group's rows, [outer, channels of the group, inner].
+  // Calls f(offset, rows, n, stride) for every piece of group g of tile t: at most kBuffer elements where `small`.
   template <typename F>
   void pieces(const Tile& t, int64_t g, bool small, F f) const {
     const int64_t begin = group_begin(g), n = group_end(g, t) - begin;
     if (n <= 0) return;
     if (per_row) {
       for (int64_t o = t.first; o < t.first + t.count; ++o)
-        f((o * channels + begin) * inner + t.begin, o * n * inner + t.begin, n, t.end - t.begin, inner);
+        f((o * channels + begin) * inner + t.begin, n, t.end - t.begin, inner);
       return;
     }
     const int64_t step = small ? std::max<int64_t>(1, kBuffer / n) : t.count;
     for (int64_t r = 0; r < t.count; r += step)
-      f((t.first + r) * width + begin, 0, std::min(step, t.count - r), n, width);
+      f((t.first + r) * width + begin, std::min(step, t.count - r), n, width);
   }
 
   // Calls f(i) for the factors of channel c: i is the channel itself, or each of its columns.

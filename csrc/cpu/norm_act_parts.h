@@ -75,48 +75,25 @@ void write(const C* buffer, int64_t rows, int64_t n, int64_t stride, T* to) {
   for (int64_t r = 0; r < rows; ++r) convert(buffer + r * n, n, to + r * stride, SimdLevel::kAvx512);
 }
 
-// Memory of this thread for n elements, number `which`, kept from call to call: fresh pages cost as much as a pass.
-template <typename T, int which>
-T* kept(int64_t n) {
-  static thread_local std::vector<T> memory;
-  if (int64_t(memory.size()) < n) memory.resize(size_t(n));
-  return memory.data();
-}
-
-// A tensor of a call, its gradient and its result, where there are any; and where one group at a time is worked on,
-// copies of what is read of it. The rows of a channel are a power of two apart, mostly, and would push each other out
-// of the cache before the second pass.
+// A tensor of a call, its gradient and its result, where there are any.
 template <typename T>
 struct Tensors {
   const T *x, *grad;
   T* out;
-  T *x_copy = nullptr, *grad_copy = nullptr;
-
-  void copy(const Grid& grid, const Grid::Tile& t, int64_t g) const {
-    grid.pieces(t, g, false, [&](int64_t offset, int64_t copied, int64_t rows, int64_t n, int64_t stride) {
-      if (stride == n) n *= rows, rows = 1;
-      for (int64_t r = 0; r < rows; ++r) {
-        std::copy_n(x + offset + r * stride, n, x_copy + copied + r * stride);
-        if (grad) std::copy_n(grad + offset + r * stride, n, grad_copy + copied + r * stride);
-      }
-    });
-  }
 
   // Calls f(piece) for every piece of group g of tile t.
   template <typename C, typename F>
   void pieces(const Grid& grid, const Grid::Tile& t, int64_t g, Scratch<C>& scratch, F f) const {
     constexpr bool kConverts = sizeof(T) != sizeof(C);
-    grid.pieces(t, g, kConverts, [&](int64_t offset, int64_t copied, int64_t rows, int64_t n, int64_t stride) {
-      const T* from = x_copy ? x_copy + copied : x + offset;
-      const T* grad_from = !grad ? nullptr : grad_copy ? grad_copy + copied : grad + offset;
+    grid.pieces(t, g, kConverts, [&](int64_t offset, int64_t rows, int64_t n, int64_t stride) {
       if constexpr (kConverts) {
         Piece<C> piece = {nullptr, nullptr, out ? scratch.out : nullptr, rows, n, n};
-        piece.x = read(from, rows, n, stride, scratch.x);
-        if (grad) piece.grad = read(grad_from, rows, n, stride, scratch.grad);
+        piece.x = read(x + offset, rows, n, stride, scratch.x);
+        if (grad) piece.grad = read(grad + offset, rows, n, stride, scratch.grad);
         f(piece);
         if (out) write(scratch.out, rows, n, stride, out + offset);
       } else {
-        f(Piece<C>{from, grad_from, out ? out + offset : nullptr, rows, n, stride});
+        f(Piece<C>{x + offset, grad ? grad + offset : nullptr, out ? out + offset : nullptr, rows, n, stride});
       }
     });
   }
