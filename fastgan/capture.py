@@ -15,10 +15,11 @@ fails, training goes on uncaptured, and one line says why.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -91,14 +92,38 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        # Only this thread's calls count: the one that makes batches may allocate pinned memory meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._capturing, capture_error_mode="thread_local"):
-            play()
+        # As torch.cuda.graph does, which hides what went wrong behind the error that ends a broken capture.
+        torch.cuda.synchronize(self._device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(self._capturing):
+            # Only this thread's calls count: the one that makes batches may allocate pinned memory meanwhile.
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                play()
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._end(graph)
+                raise
+            self._end(graph)
         replay: Replay = graph.replay
         return replay
 
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture. Where that raises, torch up to 2.11 leaves its allocator and its generator in the middle of
+        it (pytorch#180395): the allocator is told, and the generator is taken along by another, empty capture."""
+        try:
+            graph.capture_end()
+        except Exception:
+            pool, self._pool = self._pool, None
+            with contextlib.suppress(Exception):
+                torch._C._cuda_endAllocateToPool(self._capturing.device.index, pool)
+            with contextlib.suppress(Exception), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._capturing):
+                torch.zeros(1, device=self._device)
+            raise
+
     def throttle(self) -> None:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         self._behind.append(event)
         if len(self._behind) > AHEAD:
@@ -194,12 +219,13 @@ class CapturedStep:
         if phase in buffers.graphs:
             buffers.graphs[phase]()
         elif self.reason:
+            buffers.graphs.clear()  # with the memory that they hold
             self.step.run(buffers.batches)
         else:
             buffers.played[phase] += 1
             self._graphs.warm_up(lambda: self.step.run(buffers.batches))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _or_without(self) -> Iterator[None]:
         """Give capturing up where it raises. Nothing was computed then, so that the step can be played as it is."""
         try:

@@ -182,8 +182,9 @@ def test_a_batch_that_cannot_be_read_changes_nothing() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("system", "kind"), GAMES)
-def test_the_same_weights_from_cuda_graphs(system: str, kind: str) -> None:
-    """As on tapes; gradients whose sums the library adds up in any order may differ in their last bits."""
+def test_the_same_weights_from_cuda_graphs(system: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on tapes. The library's sums are to be added up in one order: Adam makes much of the last bit of a zero."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     graphs = CudaGraphs(torch.device("cuda"))
     pair = SYSTEMS[system].get("critic_steps", 1) == 2
     made = lambda: Made(broken=(13,), larger=(30, 31) if pair else (15,), device="cuda")  # noqa: E731
@@ -212,3 +213,34 @@ def test_no_synchronisation_and_constant_memory_in_replayed_steps() -> None:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before
+
+
+class ReadsTheDevice(torch.nn.Module):
+    """Where it is told to, it asks the device for a number, which a graph cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (1 + 0 * x.sum().item()) if self.reads else x * 1.5
+
+
+@pytest.mark.gpu
+def test_a_capture_that_fails_says_why_and_leaves_the_device_as_it_was() -> None:
+    network, x = ReadsTheDevice(), torch.ones(4, device="cuda")
+    graphs = CudaGraphs(torch.device("cuda"))
+    stream = torch.cuda.current_stream()
+    graphs.warm_up(lambda: network(x))
+    network.reads = True
+    with pytest.raises(RuntimeError, match="captur") as error:
+        graphs.capture(lambda: network(x))
+    assert "previous error" not in str(error.value)
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    assert torch.rand(3, device="cuda").isfinite().all()
+    network.reads, made = False, []
+    replay = CudaGraphs(torch.device("cuda")).capture(lambda: made.append(network(x)))
+    x.fill_(2.0)
+    replay()
+    assert made[0].tolist() == [3.0] * 4

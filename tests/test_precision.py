@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import penalty
-from fastgan.capture import CapturedStep
-from fastgan.contract import Draw
+from fastgan.capture import WARMUP, CapturedStep, CudaGraphs
+from fastgan.contract import Batch, Draw
 from fastgan.errors import FastganError
 from fastgan.kernels._runtime import plain_layers
 from fastgan.presets import PRESETS
@@ -101,6 +102,27 @@ def test_captured_in_bfloat16() -> None:
     for file, kept in state.tensors().items():
         for key, tensor in kept.items():
             assert torch.equal(tensor, plain_state.tensors()[file][key]), f"{file}/{key}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_captured_in_bfloat16_on_a_gpu(preset: str, recwarn: pytest.WarningsRecorder) -> None:
+    """As the trainer runs them there: every phase from a graph, penalties by the sweep."""
+    config = narrow(preset)
+    _, step = step_of(config, device="cuda", autocast=torch.bfloat16)
+    captured = CapturedStep(step, CudaGraphs(torch.device("cuda")), pytest.fail)
+
+    def batch(number: int) -> Batch:
+        made = batch_of(config, number)
+        return Batch(made.images.cuda(), None, made.index.cuda())
+
+    numbers = itertools.count()
+    for _ in range((WARMUP + 2) * config.system.penalty_every):
+        captured(lambda: batch(next(numbers)))
+    assert captured.captured >= 1
+    assert not captured.reason
+    assert not int(step.read_statistics()["skipped"])
+    assert not [str(w.message) for w in recwarn if "by autograd" in str(w.message)]
 
 
 def test_which_precision_is_used_where() -> None:

@@ -107,8 +107,10 @@ class Capture:
         Unless `insist`, also for one that failed lately, with the same reason: a failing capture costs more than the
         step, so that the n-th failure is followed by 2^n calls without another attempt.
         """
-        if self._rest and not insist:
-            self._rest -= 1
+        # Another attempt would break the capture of a CUDA graph, in which nothing may be asked of the device.
+        graph = bool(self.failures) and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if (self._rest or graph) and not insist:
+            self._rest = max(0, self._rest - 1)
             raise UnsupportedCritic(self._reason)
         self._refuse_restless()
         try:

@@ -78,7 +78,9 @@ def trace(analysis: Analysis, kind: str, args: Sequence[Any], trained: Sequence[
         found.update(run.summary())
         return results
 
-    with mode, torch.enable_grad(), without_autocast():
+    # Autograd's own threads would see the stand-ins out of order (pytorch#86245).
+    one_thread = torch.autograd.set_multithreading_enabled(False)
+    with mode, torch.enable_grad(), without_autocast(), one_thread:
         module = make_fx(compute, tracing_mode="real")(fakes, signals)
     return Joint(module, len(args), kind=kind, **found)
 
