@@ -161,6 +161,7 @@ def test_make_has_built_what_the_compilers_here_allow() -> None:
     assert ("and CUDA (nvcc " in summary) == bool(NVCC)
 
 
+@pytest.mark.long
 @needs_cxx
 def test_nvcc_that_knows_fewer_architectures(tree: Path) -> None:
     """Of an old one, only what it knows: no 90a (which came with CUDA 12), and the PTX of the highest."""

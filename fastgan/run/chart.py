@@ -96,6 +96,8 @@ def short(value: float) -> str:
 def linear_ticks(low: float, high: float) -> list[float]:
     """Round numbers from `low` to `high`, about five."""
     rough = (high - low) / 5
+    if rough < 1e-300:  # the powers of ten end there
+        return [low, high]
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * min((f for f in (1, 2, 5) if f * power >= rough * 0.999), default=10)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

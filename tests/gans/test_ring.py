@@ -55,7 +55,7 @@ def train(
     "options",
     [
         pytest.param({"loss": "non_saturating", "r1": 0.1}, marks=pytest.mark.long),
-        {"loss": "wasserstein", "wgan_gp": 0.1},
+        pytest.param({"loss": "wasserstein", "wgan_gp": 0.1}, marks=pytest.mark.long),
         pytest.param({"loss": "relativistic", "r1": 0.05, "r2": 0.05}, marks=pytest.mark.long),
     ],
     ids=["non_saturating+r1", "wgan-gp", "relativistic+r1+r2"],

@@ -155,3 +155,8 @@ def test_any_numbers_and_names_make_a_sound_figure(values, name, from_zero):
     if html:
         for points in curve_points(html):
             assert all(START <= a <= STOP and 0 <= b <= HEIGHT for a, b in points)
+
+
+def test_ticks_where_powers_of_ten_end():
+    assert linear_ticks(0.0, 5e-324) == [0.0, 5e-324]
+    assert "<svg" in chart("a", np.arange(2.0), [Curve("b", np.array([0.0, 5e-324]))], x_name="x", from_zero=True)

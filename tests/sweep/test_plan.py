@@ -41,7 +41,7 @@ class Keeping:
 
 
 @pytest.mark.parametrize(
-    "name", ["dcgan", "r3gan", pytest.param("sngan", marks=pytest.mark.long), "unet", "projection"]
+    "name", ["dcgan", "r3gan", *(pytest.param(n, marks=pytest.mark.long) for n in ("sngan", "unet", "projection"))]
 )
 def test_both_halves_compile_as_one_graph_each(name: str, monkeypatch: pytest.MonkeyPatch):
     case, keeping = ZOO[name], Keeping(monkeypatch)
