@@ -63,7 +63,7 @@ def features_of(source: Any, features: Any = None, *, batch_size: int = 64) -> I
         yield matrix(source)
         return
     elif not isinstance(source, (str, os.PathLike)):
-        images_of(source)  # refuses what cannot be images before it asks for a network
+        source = images_of(source)  # what cannot be images is refused before a network is asked for
     extract = extractor_of(features)
     for batch in ahead(images_of(source).batches(batch_size)):
         with torch.no_grad():
