@@ -11,11 +11,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from ctypes import c_bool, c_double, c_int, c_int64, c_void_p
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kernels.emulator.build import build
 from torch import Tensor
 
 from fastgan.kernels._runtime import EXTENSION
@@ -67,16 +67,7 @@ class NormAct(ctypes.Structure):
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The library of csrc/cuda/norm_act*.cu."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("emulator_build", Path(__file__).parent / "emulator" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    library = ctypes.CDLL(
-        str(module.build("g++", tmp_path_factory.mktemp("emulated"), "norm_act.cu", "norm_act_fused.cu"))
-    )
+    library = ctypes.CDLL(str(build("g++", tmp_path_factory.mktemp("emulated"), "norm_act.cu", "norm_act_fused.cu")))
     library.fastgan_norm_act_scratch.restype = c_int64
     return library
 

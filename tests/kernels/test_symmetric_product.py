@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import shutil
 import sys
 from ctypes import c_double, c_int, c_int64, c_void_p
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kernels.emulator.build import build
 from torch import Tensor
 
 from fastgan.errors import FastganError
@@ -80,12 +79,7 @@ class Product(ctypes.Structure):
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if not sys.platform.startswith("linux") or not shutil.which("g++"):
         pytest.skip("needs g++ on Linux")
-    spec = importlib.util.spec_from_file_location("emulator_build", Path(__file__).parent / "emulator" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return ctypes.CDLL(str(module.build("g++", tmp_path_factory.mktemp("emulated"), "symmetric_product.cu")))
+    return ctypes.CDLL(str(build("g++", tmp_path_factory.mktemp("emulated"), "symmetric_product.cu")))
 
 
 # One tile and several, whole and ragged ones, rows that end within a stage, rows whose start is not aligned, a batch
