@@ -1,4 +1,5 @@
-"""Training images: a folder, a zip or the digits, as one kind of object, and the order in which they come.
+"""Training images: a folder, a zip, the digits or the photographs, as one kind of object, and the order in which they
+come.
 
 `open_images` finds and checks them, `sampler` says which image is sample number n of a run, `feeder` brings
 batches to the device ahead of the trainer.
@@ -15,9 +16,10 @@ from fastgan.data.files import list_folder, list_zip, printable
 from fastgan.data.folder import Progress, load
 from fastgan.data.image_set import ImageSet, fingerprint
 from fastgan.data.options import DataOptions
+from fastgan.data.photos import HELD_OUT, TRAIN, load_photos, photographs
 from fastgan.errors import FastganError
 
-__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
+__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images", "photographs"]
 
 
 def open_images(options: DataOptions, progress: Progress | None = None) -> ImageSet:
@@ -28,7 +30,9 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     """
     if options.path == "digits":
         return load_digits(options)
-    advice = "give a folder of images, a .zip of one, or 'digits'"
+    if options.path in (TRAIN, HELD_OUT):
+        return load_photos(options)
+    advice = "give a folder of images, a .zip of one, 'digits' or 'photos'"
     if not options.path:
         raise FastganError(f"data.path is empty; {advice}")
     path = Path(os.path.expanduser(options.path))
