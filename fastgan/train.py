@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from fastgan.capture import CapturedStep, captured
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.data import ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError
@@ -22,7 +21,7 @@ from fastgan.features import Extractor
 from fastgan.kernels import _runtime
 from fastgan.metrics.sources import images_of
 from fastgan.options import Config, to_mapping, to_toml, with_data
-from fastgan.pictures import draw_pictures, picture_batch
+from fastgan.pictures import columns_of, draw_pictures, picture_batch, pictured
 from fastgan.run import checkpoint as checkpoints
 from fastgan.run import folder
 from fastgan.run.images import grid, save_png
@@ -180,7 +179,8 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     for line in run.images.left_out:
         run.log.line(line, echo=False)
     folder.write_text(out / "kernels.json", json.dumps([asdict(op) for op in _runtime.report()], indent=1))
-    folder.write_text(out / "about.json", json.dumps({"data": run.images.summary, "device": device}))
+    about = {"data": run.images.summary, "device": device, "classes": run.images.classes}
+    folder.write_text(out / folder.ABOUT, json.dumps(about))
     if saved is not None:
         run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
     elif config.init:
@@ -188,8 +188,8 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     if saved is not None and (out / "reals.png").exists():
         return
     count = min(config.output.grid_images, len(run.images))
-    reals = torch.from_numpy(run.images.read(torch.arange(count).numpy()))
-    save_png(grid(reals, columns=_columns(count)), out / "reals.png")
+    reals = torch.from_numpy(run.images.read(pictured(run.images, range(count))))
+    save_png(grid(reals, columns=_columns(config, count)), out / "reals.png")
     _draw_fakes(run)
 
 
@@ -256,8 +256,8 @@ def _crossed(before: int, now: int, kimg: float) -> bool:
     return kimg > 0 and int(now // (kimg * 1000)) != int(before // (kimg * 1000))
 
 
-def _columns(count: int) -> int:
-    return math.ceil(math.sqrt(count))
+def _columns(config: Config, count: int) -> int:
+    return columns_of(count, config.shape.classes if isinstance(config.system, Labelled) else 0)
 
 
 def _draw_fakes(run: _Run) -> Path:
@@ -265,7 +265,7 @@ def _draw_fakes(run: _Run) -> Path:
     count = run.config.output.grid_images
     run.pictured = run.pictured or picture_batch(run.images, range(count), run.state.device)
     images = draw_pictures(run.config.system, run.state.averages, run.pictured)
-    return save_png(grid(images, columns=_columns(count)), run.out / f"fakes-{run.state.samples:09}.png")
+    return save_png(grid(images, columns=_columns(run.config, count)), run.out / f"fakes-{run.state.samples:09}.png")
 
 
 def _save(run: _Run) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.options import Config
 from fastgan.presets import PRESETS
@@ -25,7 +25,9 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
     config = PRESETS[preset]
     networks = config.system.networks
     slim = replace(networks, **NARROW[type(networks)])
-    return replace(config, system=replace(config.system, networks=slim, **system), batch=batch, kimg=1.0, threads=0)
+    data = replace(config.data, classes=5) if isinstance(config.system, Labelled) else config.data
+    slim_system = replace(config.system, networks=slim, **system)
+    return replace(config, data=data, system=slim_system, batch=batch, kimg=1.0, threads=0)
 
 
 def step_of(
@@ -54,4 +56,5 @@ def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32) ->
     size = (config.batch, config.shape.size, config.shape.size, config.shape.channels)
     pixels = torch.rand(size, generator=torch.Generator().manual_seed(number), dtype=torch.float64) * 2 - 1
     index = torch.arange(config.batch) + number * config.batch
-    return Batch(pixels.to(dtype).permute(0, 3, 1, 2), None, index)
+    labels = index * 7 % config.shape.classes if config.shape.classes else None
+    return Batch(pixels.to(dtype).permute(0, 3, 1, 2), labels, index)

@@ -24,6 +24,7 @@ BELOW: dict[str, set[str]] = {
         "data",
         "evaluation",
         "export",
+        "gans",
         "generator",
         "features",
         "metrics",
@@ -46,7 +47,7 @@ BELOW: dict[str, set[str]] = {
         "__init__",
     },
     "config": {"options", "presets", "schedule"},
-    "presets": {"data", "evaluation", "gans", "models", "optim", "options", "schedule"},
+    "presets": {"contract", "data", "evaluation", "gans", "models", "optim", "options", "schedule"},
     "options": {"contract", "data", "evaluation", "optim", "schedule", "step"},
     "trial": {
         "baseline",

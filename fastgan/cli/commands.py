@@ -24,7 +24,7 @@ class Train:
     """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
 
     data: Annotated[str | None, _default("the preset's")] = None
-    """folder or zip of images, "digits" (1,797 handwritten ones) or "photos" (patches of 7): both need no data of yours"""
+    """folder or zip of images; "digits" (1,797 handwritten ones) or "photos" (patches of 7), which need no data"""
     preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
     out: Annotated[str | None, _default("runs/PRESET")] = None
     """run folder"""
@@ -60,6 +60,8 @@ class Sample:
     """run folder, or a checkpoint in it"""
     seeds: str = "0-63"
     """numbers and ranges, such as 0-63 or 3,7,20-29"""
+    labels: Annotated[str | None, _default("each class in turn")] = None
+    """of a run with classes: their names or numbers in turn, such as 3,7 or cat,dog; a column of the grid is a class"""
     out: Path | None = None
     """PNG file of the grid (default: RUN/samples-SEEDS.png)"""
     singles: Path | None = None
@@ -78,6 +80,8 @@ class Interpolate:
     """run folder, or a checkpoint in it"""
     seeds: str = "0-7"
     """two or more, such as 0-7 or 3,7,20"""
+    labels: Annotated[str | None, _default("each class in turn")] = None
+    """of a run with classes: those of the seeds, in turn; one for all of the way"""
     frames: int = 16
     """pictures from each seed to the next"""
     out: Path | None = None

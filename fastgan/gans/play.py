@@ -1,0 +1,255 @@
+"""What systems of one critic share: their options, and the turns of the critic and of those who play against it.
+
+A step is
+
+    critic     critic_steps times: adds the gradient of  loss.critic(D(real), D(fake)) + penalties  to the critic
+    generator  once: adds the gradient of  loss.generator(D(real), D(fake))  to the generator (and who plays with it)
+
+The last critic turn keeps the graph of what it compared, and the generator's turn goes on from there: the generator
+does not change in between, so this is the same algorithm with one generator pass less.
+
+Penalties: R1 on reals (Mescheder et al. 2018, arXiv:1801.04406), R2 on fakes (the same; Huang et al. 2024,
+arXiv:2501.05441), WGAN-GP on interpolates (Gulrajani et al. 2017, arXiv:1704.00028). With penalty_every = k they
+are part of every k-th step only, k times as strong ("lazy", Karras et al. 2020, arXiv:1912.04958).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.contract import Batch, Draw, ImageShape, Networks, Turn
+from fastgan.errors import FastganError, suggest
+from fastgan.gans.latents import check_distribution, draw_latents, way
+from fastgan.losses import LOSSES
+from fastgan.models import DCGAN
+from fastgan.penalty import Samples, critic_backward
+from fastgan.schedule import Scheduled, lowest
+
+PENALTIES = ("r1", "r2", "wgan_gp")
+
+
+@dataclass(frozen=True)
+class Game:
+    """Options of a system with one critic.
+
+    networks:            the networks (fastgan.models)
+    latent:              length of z
+    latent_distribution: "normal" (standard), "uniform" (in [-1, 1))
+    loss:                a key of fastgan.losses.LOSSES
+    r1, r2:              gamma in gamma/2 * mean |grad D|^2 on reals, on fakes; numbers or schedules
+    wgan_gp:             lambda in lambda * mean (|grad D| - 1)^2 on interpolates
+    penalty_every:       penalties in every k-th step only, k times as strong
+    critic_steps:        critic turns per generator turn
+    """
+
+    networks: Networks = field(default_factory=DCGAN)
+    latent: int = 128
+    latent_distribution: str = "normal"
+    loss: str = "non_saturating"
+    r1: Scheduled = 0.0
+    r2: Scheduled = 0.0
+    wgan_gp: Scheduled = 0.0
+    penalty_every: int = 1
+    critic_steps: int = 1
+
+    averaged = ("generator",)
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise FastganError(f"loss {self.loss!r} is unknown{suggest(self.loss, LOSSES)}")
+        check_distribution(self.latent_distribution)
+        for name in PENALTIES:
+            if not lowest(getattr(self, name)) >= 0:
+                raise FastganError(f"penalty {name} must be 0 or more, got {getattr(self, name)}")
+        at_least_one(self, "latent", "penalty_every", "critic_steps")
+
+    def schedules(self) -> dict[str, Scheduled]:
+        return {name: getattr(self, name) for name in self.penalties}
+
+    @property
+    def penalties(self) -> tuple[str, ...]:
+        """Names of the penalties that are asked for."""
+        return tuple(name for name in PENALTIES if getattr(self, name) != 0.0)
+
+    @property
+    def lazy(self) -> bool:
+        return bool(self.penalties) and self.penalty_every > 1
+
+    def latents(self, draw: Draw) -> Tensor:
+        return draw_latents(self.latent_distribution, self.latent, draw)
+
+    def way(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        return way(self.latent_distribution, a, b, t)
+
+    def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
+        return self.sample(players, self.latents(draw).to(batch.images.dtype), batch.labels)
+
+    def pictures(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> tuple[Tensor, ...]:
+        return (self.generate(players, batch, draw),)
+
+    def sample(self, players: Mapping[str, nn.Module], latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        images: Tensor = players["generator"](latents)
+        return images
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the critic compares: real and fake samples, the latter with the graph of those who made them.
+
+    labels:  [N] int64, of real and fake alike, for a critic that takes them
+    classes: [N] int64, what a critic with a second objective is to find in the fakes
+    traced:  the real samples have a graph, too (pairs with an encoder's latents)
+    """
+
+    real: Samples
+    fake: Samples
+    labels: Tensor | None = None
+    classes: Tensor | None = None
+    traced: bool = False
+
+
+class Play:
+    """The turns of one game. A system says how real and fake come about (`compare`) and adds objectives of its own.
+
+    movers: the players that move together in the generator's turn
+    """
+
+    movers: tuple[str, ...] = ("generator",)
+
+    def __init__(self, options: Game, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> None:
+        self.options, self.players, self.scalars = options, players, scalars
+        self.critic = players["critic"]
+        self.loss = LOSSES[options.loss]
+        self.kept: Compared | None = None  # from the last critic turn to the generator's
+
+    def compare(self, batch: Batch, draw: Draw) -> Compared:
+        raise NotImplementedError
+
+    def turns(self) -> tuple[Turn, ...]:
+        turns, lazy, every = [], self.options.lazy, self.options.penalty_every
+        for keep, repeat in ((False, self.options.critic_steps - 1), (True, 1)):
+            for rest in (False, True) if lazy else (False,):
+                if repeat:
+                    gradients = self.critic_turn(keep=keep, penalised=not rest)
+                    turns.append(
+                        Turn("critic", ("critic",), gradients, repeat=repeat, every=every if lazy else 1, rest=rest)
+                    )
+        return (*turns, Turn("generator", self.movers, self.generator_turn, fresh=False))
+
+    def critic_turn(self, *, keep: bool, penalised: bool) -> Callable[[Batch, Draw], dict[str, Tensor]]:
+        """Critic turn as a function of (batch, draw). keep: leave what was compared to the generator."""
+        names = self.options.penalties if penalised else ()
+
+        def gradients(batch: Batch, draw: Draw) -> dict[str, Tensor]:
+            with torch.set_grad_enabled(keep):
+                compared = self.compare(batch, draw)
+            self.kept = compared if keep else None
+            weights: dict[str, float | Tensor] = dict.fromkeys(PENALTIES, 0.0)
+            weights |= {name: self.scalars[name] * self.options.penalty_every for name in names}
+            return self.train_critic(compared, weights, draw.uniform if "wgan_gp" in names else None, names)
+
+        return gradients
+
+    def train_critic(
+        self,
+        compared: Compared,
+        weights: Mapping[str, float | Tensor],
+        uniform: Callable[[], Tensor] | None,
+        names: tuple[str, ...],
+    ) -> dict[str, Tensor]:
+        """Adds the gradient of the critic's objectives. uniform: draws epsilon of WGAN-GP; names: of the penalties."""
+        real, fake = detached(compared.real), detached(compared.fake)
+        dtype = (real[0] if isinstance(real, tuple) else real).dtype
+        result = critic_backward(
+            self.critic,
+            real,
+            fake,
+            self.loss.critic,
+            r1=weights["r1"],
+            r2=weights["r2"],
+            wgan_gp=weights["wgan_gp"],
+            real_labels=compared.labels,
+            fake_labels=compared.labels,
+            epsilon=None if uniform is None else uniform().to(dtype),
+        )
+        return {
+            "loss": result.loss,
+            "real_logits": result.real_logits.mean(),
+            "fake_logits": result.fake_logits.mean(),
+            **{name: getattr(result, name) for name in names},
+        }
+
+    def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        assert self.kept is not None, "the generator's turn comes after the critic's"
+        compared, self.kept = self.kept, None
+        with frozen(self.critic):
+            loss, others = self.generator_loss(compared)
+            total = sum(others.values(), start=loss)
+            total.backward()  # type: ignore[no-untyped-call]
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in others.items()}}
+
+    def generator_loss(self, compared: Compared) -> tuple[Tensor, dict[str, Tensor]]:
+        """The adversarial loss of those who made the fakes, and what else they minimise, by name."""
+        real = self.score_reals(compared)
+        return self.loss.generator(wide(real), wide(self.score(compared.fake, compared.labels))), {}
+
+    def score(self, samples: Samples, labels: Tensor | None) -> Tensor:
+        parts = samples if isinstance(samples, tuple) else (samples,)
+        logits: Tensor = self.critic(*parts) if labels is None else self.critic(*parts, labels)
+        return logits
+
+    def score_reals(self, compared: Compared) -> Tensor:
+        """Logits of the reals, for the losses that compare with them."""
+        if not self.loss.generator_compares:
+            return self.scalars_like(compared)
+        with torch.no_grad():
+            return self.score(compared.real, compared.labels)
+
+    @staticmethod
+    def scalars_like(compared: Compared) -> Tensor:
+        """A zero that stands for logits that nobody reads."""
+        first = compared.fake[0] if isinstance(compared.fake, tuple) else compared.fake
+        return first.new_zeros(())
+
+
+def at_least_one(options: object, *names: str) -> None:
+    """FastganError when one of the named options is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise FastganError(f"{name} must be 1 or more, got {getattr(options, name)}")
+
+
+def needs_labels(system: str, image: ImageShape) -> None:
+    """FastganError for data without classes."""
+    if not image.classes:
+        raise FastganError(
+            f"{system} needs labels, and these images have none: give --data a folder with a folder of images per "
+            "class, or digits or photos, which have classes"
+        )
+
+
+def detached(samples: Samples) -> Samples:
+    return tuple(part.detach() for part in samples) if isinstance(samples, tuple) else samples.detach()
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Half-precision logits in fp32, as the critic's turn has them: losses are sums of small differences."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within it no gradient of `module`'s parameters is computed; each one's requires_grad returns after it."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
