@@ -62,8 +62,8 @@ def picture_batch(images: ImageSet, numbers: Sequence[int], device: torch.device
 
 
 def columns_of(count: int, classes: int = 0) -> int:
-    """Columns of a grid of `count` pictures, near to a square; with `classes` that come in turn, such that a column is a
-    class, where that is no wider than twice the square."""
+    """Columns of a grid of `count` pictures, near to a square; with `classes` that come in turn, such that a column is
+    a class, where that is no wider than twice the square."""
     side = math.ceil(math.sqrt(count))
     return side if not 0 < classes <= 2 * side else max(classes, side - side % classes)
 

@@ -7,7 +7,15 @@ from typing import Any
 from fastgan.contract import System
 from fastgan.data import DataOptions
 from fastgan.evaluation import Evaluation
-from fastgan.gans import ConditionalGAN, UnconditionalGAN
+from fastgan.gans import (
+    VAEGAN,
+    AuxiliaryGAN,
+    BoundaryEquilibriumGAN,
+    ConditionalGAN,
+    InferenceGAN,
+    MixtureGAN,
+    UnconditionalGAN,
+)
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.optim import Averaging, Optimizer
 from fastgan.options import Config, Output
@@ -44,7 +52,7 @@ def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: f
 def _digits(
     preset: str, system: System, *, kimg: float = 280, lr: float = 1e-3, others: tuple[str, ...] = ()
 ) -> Config:
-    """A start without data: 1,797 handwritten digits, minutes on one CPU core. others: players besides the usual two."""
+    """A start without data: 1,797 handwritten digits, minutes on one CPU core. others: players but the usual two."""
     optimizer = Optimizer(lr=Schedule(lr, 0.0, begin=0.6), beta1=0.0, beta2=0.99)
     return Config(
         preset=preset,
@@ -67,6 +75,17 @@ _DIGITS: Any = {"latent": 64, "loss": "relativistic", "r1": _FADING, "r2": _FADI
 _ROWS = (
     _digits("digits", UnconditionalGAN(Dense(), **_DIGITS)),
     _digits("digits-conditional", ConditionalGAN(Dense(), **_DIGITS), kimg=140),
+    _digits("digits-auxiliary", AuxiliaryGAN(Dense(), **_DIGITS), kimg=140),
+    _digits("digits-bigan", InferenceGAN(Dense(), **_DIGITS | {"latent": 32}), others=("encoder",)),
+    _digits("digits-ali", InferenceGAN(Dense(), stochastic=True, **_DIGITS | {"latent": 32}), others=("encoder",)),
+    _digits("digits-mixture", MixtureGAN(Dense(), heads=8, **_DIGITS), kimg=140),
+    _digits(
+        "digits-vae-gan",
+        VAEGAN(Dense(), latent=32, r1=_FADING, penalty_every=4, similarity=1.0),
+        kimg=140,
+        others=("encoder",),
+    ),
+    _digits("digits-began", BoundaryEquilibriumGAN(Dense(), latent=32, code=32), kimg=140),
     # Radford et al. 2016 (arXiv:1511.06434): batch normalisation in both networks, no penalty.
     Config(
         preset="dcgan-64",

@@ -41,8 +41,7 @@ class ConditionalGAN(Game):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.labels not in LABELS:
-            raise FastganError(f"labels {self.labels!r} is unknown{suggest(self.labels, LABELS)}")
+        check_labels(self.labels)
         at_least_one(self, "label_width")
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
@@ -50,7 +49,7 @@ class ConditionalGAN(Game):
         projected = self.labels == "projection"
         critic = ProjectionCritic if projected else ConcatenationCritic
         return {
-            "generator": labelled_generator(self, image, inside=projected),
+            "generator": labelled_generator(self, image, inside=projected, width=self.label_width),
             "critic": critic(self, image),
         }
 
@@ -69,11 +68,16 @@ class _Play(Play):
         return Compared(batch.images, self.players["generator"](latents, batch.labels), labels=batch.labels)
 
 
-def labelled_generator(options: Game, image: ImageShape, *, inside: bool, width: int = 0) -> nn.Module:
+def check_labels(labels: str) -> None:
+    """FastganError unless it is one of LABELS."""
+    if labels not in LABELS:
+        raise FastganError(f"labels {labels!r} is unknown{suggest(labels, LABELS)}")
+
+
+def labelled_generator(options: Game, image: ImageShape, *, inside: bool, width: int) -> nn.Module:
     """(z [N, latent], labels [N]) -> [N, C, S, S]. inside: by conditional batch normalisation where there is some."""
     if inside and isinstance(options.networks, LabelledNetworks):
         return options.networks.labelled_generator(image, options.latent)
-    width = width or getattr(options, "label_width", options.latent)
     return ConcatenationGenerator(options, image, width)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class Game:
     penalty_every: int = 1
     critic_steps: int = 1
 
-    averaged = ("generator",)
+    averaged: ClassVar[tuple[str, ...]] = ("generator",)
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -99,31 +100,31 @@ class Game:
 
 @dataclass(frozen=True)
 class Compared:
-    """What the critic compares: real and fake samples, the latter with the graph of those who made them.
+    """What the critic compares: real and fake samples, with the graph of those who made them.
 
-    labels:  [N] int64, of real and fake alike, for a critic that takes them
-    classes: [N] int64, what a critic with a second objective is to find in the fakes
-    traced:  the real samples have a graph, too (pairs with an encoder's latents)
+    labels: [N] int64, of real and fake alike, for a critic that takes them
+    real_classes, fake_classes: [N] int64, what a critic with a second objective is to find in them
     """
 
     real: Samples
     fake: Samples
     labels: Tensor | None = None
-    classes: Tensor | None = None
-    traced: bool = False
+    real_classes: Tensor | None = None
+    fake_classes: Tensor | None = None
 
 
 class Play:
     """The turns of one game. A system says how real and fake come about (`compare`) and adds objectives of its own.
 
     movers: the players that move together in the generator's turn
+    judge:  what returns the critic's logits [N]: the critic, or a part of what it returns
     """
 
     movers: tuple[str, ...] = ("generator",)
 
     def __init__(self, options: Game, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> None:
         self.options, self.players, self.scalars = options, players, scalars
-        self.critic = players["critic"]
+        self.critic = self.judge = players["critic"]
         self.loss = LOSSES[options.loss]
         self.kept: Compared | None = None  # from the last critic turn to the generator's
 
@@ -166,7 +167,7 @@ class Play:
         real, fake = detached(compared.real), detached(compared.fake)
         dtype = (real[0] if isinstance(real, tuple) else real).dtype
         result = critic_backward(
-            self.critic,
+            self.judge,
             real,
             fake,
             self.loss.critic,
@@ -200,7 +201,7 @@ class Play:
 
     def score(self, samples: Samples, labels: Tensor | None) -> Tensor:
         parts = samples if isinstance(samples, tuple) else (samples,)
-        logits: Tensor = self.critic(*parts) if labels is None else self.critic(*parts, labels)
+        logits: Tensor = self.judge(*parts) if labels is None else self.judge(*parts, labels)
         return logits
 
     def score_reals(self, compared: Compared) -> Tensor:
