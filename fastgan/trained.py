@@ -36,10 +36,14 @@ __all__ = [
     "draw_interpolation",
     "draw_samples",
     "export_run",
+    "load_run",
+    "parse_labels",
     "parse_seeds",
+    "run_folder",
     "score",
     "scores_as_json",
     "scores_as_text",
+    "writable",
 ]
 
 Say = Callable[[str], None]
@@ -77,7 +81,7 @@ def _file_name(seeds: str) -> str:
     return name if len(name) <= 60 else name[:57] + "..."
 
 
-def _run_folder(path: Path) -> Path:
+def run_folder(path: Path) -> Path:
     return path.parent.parent if (path / "state.json").exists() else path
 
 
@@ -103,7 +107,7 @@ def _labels(config: Config, run: Path, text: str | None, seeds: Sequence[int]) -
         return []
     if text is None:  # as picture_labels: the same in every command
         return [seed % config.shape.classes for seed in seeds]
-    asked = parse_labels(text, folder.class_names(_run_folder(run)), config.shape.classes)
+    asked = parse_labels(text, folder.class_names(run_folder(run)), config.shape.classes)
     return [asked[i % len(asked)] for i in range(len(seeds))]
 
 
@@ -128,8 +132,8 @@ def draw_samples(
     given = torch.tensor(asked, device=device) if asked else None
     images = to_uint8(sample_images(system, players, picture_latents(system, numbers, device), given))
     name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "")
-    out = out or _run_folder(run) / f"samples-{name}.png"
-    with _writable(out):
+    out = out or run_folder(run) / f"samples-{name}.png"
+    with writable(out):
         save_png(grid(images, columns=columns_of(len(numbers), len(set(asked)))), out)
         if singles:
             singles.mkdir(parents=True, exist_ok=True)
@@ -166,9 +170,9 @@ def draw_interpolation(
     given = torch.tensor(asked, device=device).repeat_interleave(frames) if asked else None
     images = to_uint8(sample_images(system, players, path, given))
     name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "")
-    out = out or _run_folder(run) / f"interpolation-{name}.webp"
+    out = out or run_folder(run) / f"interpolation-{name}.webp"
     strip = out.with_suffix(".png")
-    with _writable(out):
+    with writable(out):
         save_animation(images, out, fps=fps)
         save_png(grid(images, columns=frames), strip)
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
@@ -190,14 +194,14 @@ def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) 
         )
     s: Any = config.system
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
-    out = out or _run_folder(run) / "export"
-    with _writable(out / "config.json"):
+    out = out or run_folder(run) / "export"
+    with writable(out / "config.json"):
         export(generator, lambda latents: sample_images(s, players, latents), out, onnx=onnx, say=say)
     say(f"use it: fastgan.Generator.from_pretrained({str(out)!r}).sample(range(16))")
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
     """One clear line where `path` cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

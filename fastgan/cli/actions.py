@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from rich.table import Table
 
 from fastgan import __version__
-from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.commands import Bench, Command, Doctor, Encode, Eval, Export, Interpolate, Sample, Train
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
 from fastgan.errors import FastganError
@@ -23,6 +23,8 @@ def run(command: Command) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Encode():
+            return run_encode(command)
         case Export():
             return run_export(command)
         case Eval():
@@ -89,6 +91,13 @@ def run_interpolate(command: Interpolate) -> int:
 
     c = command
     draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    return 0
+
+
+def run_encode(command: Encode) -> int:
+    from fastgan.encode import encode_images
+
+    encode_images(command.run, command.images, command.out, command.weights, command.device, say)
     return 0
 
 

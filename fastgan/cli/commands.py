@@ -95,6 +95,22 @@ class Interpolate:
 
 
 @dataclass
+class Encode:
+    """Find the latents of images by a run that has an encoder (digits-bigan, digits-ali, digits-vae-gan)."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    images: Positional[str]
+    """folder or zip of images, "digits" or "photos"; cropped and resized as in training"""
+    out: Annotated[Path | None, _default("RUN/codes.npz")] = None
+    """.npz file of codes [N, latent], error [N] and labels [N]; a picture of reconstructions lies beside it as PNG"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
 class Eval:
     """Score a run or a set of images against real ones: FID and others."""
 
@@ -170,4 +186,4 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Eval | Export | Doctor | Bench
+Command = Train | Sample | Interpolate | Encode | Eval | Export | Doctor | Bench
