@@ -98,6 +98,8 @@ def train(
     Raises FastganError for what a user can mend; a run's checkpoints are never lost by it.
     """
     out = Path(config.out)
+    # How this command began is not part of the run: its config.toml goes on with what is there.
+    toml = to_toml(replace(config, resume="auto", init=""))
     with mendable_disk_errors(out), mendable_memory_errors():
         device = prepare_device(config)
         images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
@@ -120,8 +122,7 @@ def train(
             device=device,
             mirror=config.data.mirror,
         ) as feeder:
-            # How this command began is not part of the run: its config.toml goes on with what is there.
-            folder.prepare(out, to_toml(replace(config, resume="auto", init="")))
+            folder.prepare(out, toml)
             with RunLog(out, echo=echo, resume_at=state.samples) as log:
                 step = new_step(config, state, log.line)
                 run = _Run(config, out, images, data, state, step, feeder, log)
