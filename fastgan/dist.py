@@ -189,6 +189,8 @@ def others_may_be_gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise  # it is the capture that does not work, which fastgan.capture gives up
         lines = str(error).strip().splitlines()
         raise RankLost(
             f"another rank is gone or did not answer ({lines[0][:160] if lines else type(error).__name__}); its own "
@@ -317,6 +319,14 @@ def group_sum(tensor: Tensor) -> Tensor:
 def group_mean(tensor: Tensor) -> Tensor:
     """The mean of `tensor` over the ranks of the present turn, differentiable to any order; see group_sum."""
     return group_sum(tensor) / current().world
+
+
+def of_first(tensor: Tensor) -> Tensor:
+    """What rank 0 has for `tensor`, on all ranks of the present turn, as a constant: a number for all samples."""
+    ranks = current()
+    if ranks.world == 1:
+        return tensor.detach()
+    return ranks.sum_(tensor.detach().clone() if ranks.first else torch.zeros_like(tensor))
 
 
 class _Sum(torch.autograd.Function):
