@@ -104,7 +104,7 @@ def test_the_second_covariance_is_factored_only_where_in_doubt(monkeypatch: pyte
     sqrtm_trace(regular, singular)
     assert names == ["cov1", "cov1", "cov2"]
     # One direction is as good as dead in the first and negative in the second: its eigenvalue is below all rounding.
-    with pytest.raises(FastganError, match="cov2: .*semi-definite"):
+    with pytest.raises(FastganError, match=r"cov2: .*semi-definite"):
         sqrtm_trace(np.diag([1.0] * 31 + [1e-13]), np.diag([1.0] * 31 + [0.0]) + 0.1 * corner(32))
 
 
