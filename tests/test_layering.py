@@ -99,6 +99,7 @@ BELOW: dict[str, set[str]] = {
     "contract": {"kernels", "schedule"},
     "schedule": set(),
     "errors": set(),
+    "dist": set(),
     "kernels": set(),
     "features": {"data"},
     "metrics": {"data", "features", "kernels"},
