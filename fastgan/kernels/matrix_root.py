@@ -270,11 +270,7 @@ def asymmetry_of(matrix: Tensor) -> Tensor:
     """Largest |a_ij - a_ji|, tile by tile: whole temporaries would cost more than the Cholesky factor."""
     spans = [slice(start, start + 2 * PANEL) for start in range(0, matrix.shape[-1], 2 * PANEL)]
     return torch.stack(
-        [
-            (matrix[..., i, j] - matrix[..., j, i].mT).abs_().amax()
-            for n, i in enumerate(spans)
-            for j in spans[: n + 1]
-        ]
+        [(matrix[..., i, j] - matrix[..., j, i].mT).abs_().amax() for n, i in enumerate(spans) for j in spans[: n + 1]]
     ).amax()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.dist import Ranks
 from fastgan.errors import FastganError
 from fastgan.kernels.matrix_root import Factor, covariance, factor, product_norm, root_norm
 from fastgan.metrics.frechet import distance_from, mean_of
@@ -75,6 +76,37 @@ class FeatureStatistics:
         device = self._mean.device if self.count else other._mean.device
         self.count += other.count
         self._add(self.count - other.count, other.count, other._mean.to(device), other._scatter.to(device))
+        return self
+
+    def all_reduce(self, ranks: Ranks) -> FeatureStatistics:
+        """Takes in the samples of all ranks, as if they had come here one rank after the other.
+
+        Collective: every rank calls it with its own statistics, those without samples too, and has the same ones after.
+        """
+        if ranks.world == 1:
+            return self
+        size = ranks.highest(self.size)
+        with ranks.together():
+            if self.count is None:
+                raise FastganError(
+                    "statistics from a file without `count` cannot merge; save them with FeatureStatistics.save"
+                )
+            self._fits(size, "statistics of another rank")
+        assert self.count is not None
+        device = self._mean.device if self._kept is None else (self._kept[0].device if self._kept else None)
+        total = int(ranks.sum_(torch.tensor(self.count)))
+        if total <= size:
+            mine = self._all().cpu() if self.count else torch.zeros(0, size, dtype=torch.float64)
+            self._kept = [torch.cat(ranks.gather(mine)).to(device)] if total else []
+        else:
+            self._fold()
+            if not self.count:
+                self._mean, self._scatter = moments(torch.zeros(1, size, dtype=torch.float64))
+            mean = ranks.sum_(self._mean.cpu() * self.count) / total
+            shift = self._mean.cpu() - mean
+            scatter = ranks.sum_(self._scatter.cpu() + torch.outer(shift, shift) * self.count)
+            self._mean, self._scatter = mean.to(device), scatter.to(device)
+        self.count = total
         return self
 
     def mean(self) -> Tensor:
@@ -174,7 +206,8 @@ class FeatureStatistics:
         """Trace of the covariance."""
         if self._kept is None:
             return self._scatter.trace() if self.count is None else self._scatter.trace() / (self.count - 1)
-        return torch.linalg.vector_norm(self._factor("the covariance").matrix).square()
+        norm: Tensor = torch.linalg.vector_norm(self._factor("the covariance").matrix)
+        return norm.square()
 
     def _fold(self) -> None:
         """From the features to their moments."""
