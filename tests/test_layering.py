@@ -81,7 +81,7 @@ BELOW: dict[str, set[str]] = {
         "ticker",
     },
     "ticker": {"bench", "capture", "data", "run", "step"},
-    "evaluation": {"contract", "data", "features", "metrics", "pictures"},
+    "evaluation": {"contract", "data", "dist", "features", "metrics", "pictures"},
     "pictures": {"contract", "data", "step"},
     "capture": {"contract", "step"},
     "step": {"contract", "dist", "gans", "nn", "optim", "schedule"},
@@ -102,7 +102,7 @@ BELOW: dict[str, set[str]] = {
     "dist": set(),
     "kernels": {"dist"},
     "features": {"data"},
-    "metrics": {"data", "features", "kernels"},
+    "metrics": {"data", "dist", "features", "kernels"},
 }
 
 
