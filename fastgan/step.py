@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.contract import Batch, Draw, ImageShape, System, Turn
-from fastgan.dist import ALONE, GradientMean, Ranks, playing, sum_over_ranks
+from fastgan.dist import ALONE, Ranks, playing, sum_over_ranks
 from fastgan.errors import FastganError, suggest
+from fastgan.flat import GradientMean
 from fastgan.nn import share_statistics
 from fastgan.optim import Averaging, Optimizer, PlayerState
 from fastgan.schedule import Progress
