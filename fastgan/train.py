@@ -92,7 +92,7 @@ def train(
             with ranks.together(), _mendable(run.out):
                 # How this command began is not part of the run: its config.toml goes on with what is there.
                 if ranks.first:
-                    folder.prepare(run.out, to_toml(replace(run.config, resume="auto", init="")))
+                    folder.prepare(run.out, to_toml(replace(config, resume="auto", init="")))
                     run.log = stack.enter_context(RunLog(run.out, echo=echo, resume_at=run.state.samples))
                     _start(run, saved)
             ticker = Ticker(
