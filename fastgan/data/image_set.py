@@ -29,6 +29,8 @@ class ImageSet:
     kind: where `fetch` has the pixels from, which decides how they reach the device:
         "memory", "mapped" (raw in files that are mapped), "decoded" (whenever they are asked for) or "stream"
     names_sha256: hash of the images' names without endings, in order; sets that share it are aligned; "" if unknown
+    source: the second set of a translation, None where there is none
+    aligned: image number i of `source` is the partner of image number i; else the two are independent
     """
 
     name: str
@@ -42,6 +44,8 @@ class ImageSet:
     left_out: tuple[str, ...] = ()
     kind: Literal["memory", "mapped", "decoded", "stream"] = "memory"
     names_sha256: str = ""
+    source: ImageSet | None = None
+    aligned: bool = False
 
     def __len__(self) -> int:
         return self.count
