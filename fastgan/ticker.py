@@ -12,6 +12,7 @@ from fastgan.capture import CapturedStep
 from fastgan.data.feeder import Feeder
 from fastgan.run.log import RunLog
 from fastgan.step import Step, TrainState
+from fastgan.terminal import clock
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,6 @@ def describe(tick: Tick) -> str:
     if tick.statistics["skipped"]:
         words.append(f"{tick.statistics['skipped']:.0f} turns skipped (not finite)")
     return ", ".join(words)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def occasionally(say: Callable[[int, int], None], seconds: float = 5.0) -> Callable[[int, int], None]:

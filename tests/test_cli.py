@@ -193,7 +193,7 @@ def test_seeds() -> None:
 
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
-    code = "import fastgan.cli as c; c.actions.run_doctor = lambda _: 1 / 0; raise SystemExit(c.main(['doctor']))"
+    code = "import fastgan.cli as c, fastgan.cli.actions; c.actions.run_doctor = lambda _: 1 / 0; raise SystemExit(c.main(['doctor']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

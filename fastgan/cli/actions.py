@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fastgan import __version__
 from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
 from fastgan.errors import FastganError
@@ -29,6 +30,8 @@ def run(command: Command) -> int:
             return run_eval(command)
         case Bench():
             return run_bench(command)
+        case Pack():
+            return run_pack(command)
         case Doctor():
             return run_doctor(command)
 
@@ -51,7 +54,9 @@ def train_config(command: Train) -> Config:
     preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
     config = resolve(preset, command.config, given, command.set)
     if not config.data.path:
-        raise FastganError(f"preset {config.preset} needs images: --data FOLDER or ZIP (or --preset digits to try it)")
+        raise FastganError(
+            f"preset {config.preset} needs images: --data FOLDER, ZIP, TAR or PACK (or --preset digits to try it)"
+        )
     return config if config.out else replace(config, out=f"runs/{config.preset}")
 
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from fastgan.contract import Batch
-from fastgan.data.image_set import ImageSet, Pixels
-from fastgan.data.ingest import ingest, ingest_on_host
+from fastgan.data.image_set import ImageSet
 from fastgan.data.order import Order, Picks
 from fastgan.errors import FastganError, suggest
+from fastgan.kernels.ingest import ingest, ingest_into
 
 PREFETCH = 3  # batches that are ready or being made
 CLOSE_SECONDS = 10.0
@@ -47,7 +47,7 @@ class _Side:
     """The part of a slot that belongs to one of the two sets.
 
     pixels: [N, H, W, C] uint8, or float32 for the CPU, or [N] int64 numbers of images that are resident
-    flipped: [N] uint8, where images are mirrored on the device
+    flipped: [N] bool, where images are mirrored
     """
 
     pixels: Tensor
@@ -112,7 +112,7 @@ class Feeder:
 
     Raises FastganError when the batches of all ranks together exceed the set, for pairs that are none, and from `next`
     whatever went wrong in the thread. A context manager; `close` ends the thread. The thread makes no device calls, so
-    that it does not disturb graph capture; what is to be copied is copied while the device computes on the batch before.
+    that it does not disturb graph capture; the next batch is copied while the device computes on the one before.
     """
 
     def __init__(
@@ -255,9 +255,7 @@ class Feeder:
             kind = torch.uint8 if on_device else torch.float32
             if plan.resident:
                 shape, kind = (number,), torch.int64
-            flipped = (
-                torch.empty(number, dtype=torch.uint8, pin_memory=pin) if plan.order.mirror and on_device else None
-            )
+            flipped = torch.empty(number, dtype=torch.bool, pin_memory=pin) if plan.order.mirror else None
             return _Side(torch.empty(shape, dtype=kind, pin_memory=pin), flipped)
 
         labels = None if plan.images.labels is None else torch.empty(number, dtype=torch.int64, pin_memory=pin)
@@ -275,13 +273,13 @@ def _check_sets(images: ImageSet, source: ImageSet | None, aligned: bool, batch:
         return
     if len(source) != len(images):
         raise FastganError(
-            f"pairs: {images.name} has {len(images):,} images, but {source.name} has {len(source):,}; give as many, with "
-            "the same names"
+            f"pairs: {images.name} has {len(images):,} images, but {source.name} has {len(source):,}; give as many, "
+            "with the same names"
         )
     if images.names_sha256 and source.names_sha256 and images.names_sha256 != source.names_sha256:
         raise FastganError(
-            f"pairs: images in {images.name} and in {source.name} have different names or another order; give the partners "
-            "the same names (endings apart), and pack both or none, with the same seed"
+            f"pairs: images in {images.name} and in {source.name} have different names or another order; give the "
+            "partners the same names (endings apart), and pack both or none, with the same seed"
         )
 
 
@@ -346,5 +344,4 @@ def _fill_side(side: _Side, plan: _Plan, images: ImageSet, numbers: Any, flipped
     elif target.dtype == np.uint8:
         images.read(numbers, out=target)
     else:
-        raw: Pixels = images.read(numbers)
-        ingest_on_host(raw, flipped, target)
+        ingest_into(side.pixels, torch.from_numpy(images.read(numbers)), side.flipped)

@@ -1,4 +1,4 @@
-"""Which images a rank's batches hold, block by block: the shuffle costs little a sample where there are many at once."""
+"""Which images a rank's batches hold, found in blocks: shuffling many samples at once costs little for each."""
 
 from __future__ import annotations
 
@@ -60,5 +60,8 @@ class Order:
             for at in range(0, len(samples), self.batch):
                 here = slice(at, at + self.batch)
                 yield Picks(
-                    *(None if part is None else part[here] for part in (images, flipped, source, source_flipped))
-                )  # type: ignore[arg-type]
+                    images[here],
+                    None if flipped is None else flipped[here],
+                    None if source is None else source[here],
+                    None if source_flipped is None else source_flipped[here],
+                )
