@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError
 from fastgan.evaluation import evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.features import Extractor
+from fastgan.feeding import packing_at_start, packing_while_training, way
 from fastgan.kernels import _runtime
 from fastgan.metrics.sources import images_of
 from fastgan.options import Config, to_mapping, to_toml, with_data
@@ -62,6 +64,7 @@ class _Run:
     log: RunLog
     extract: Extractor | None = None  # of the scores
     pictured: Batch | None = None  # the images that the grids are made for
+    measured: bool = False  # whether the log has said how fast the data comes
 
 
 def pick_device(name: str) -> torch.device:
@@ -100,7 +103,9 @@ def train(
     out = Path(config.out)
     with mendable_disk_errors(out), mendable_memory_errors():
         device = prepare_device(config)
+        began = monotonic()
         images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
+        seconds = monotonic() - began
         config = with_data(config, images)
         data = fingerprint(images)
         saved = folder.find_checkpoint(out, config.resume, echo)
@@ -119,6 +124,7 @@ def train(
             first_sample=state.samples,
             device=device,
             mirror=config.data.mirror,
+            kind=config.data.feeder,
         ) as feeder:
             # How this command began is not part of the run: its config.toml goes on with what is there.
             folder.prepare(out, to_toml(replace(config, resume="auto", init="")))
@@ -126,7 +132,7 @@ def train(
                 step = new_step(config, state, log.line)
                 run = _Run(config, out, images, data, state, step, feeder, log)
                 run.extract = extract
-                _start(run, saved)
+                _start(run, saved, seconds)
                 ticker = Ticker(
                     state, step, feeder, log, total=config.images, interval=config.output.tick_seconds, on_tick=on_tick
                 )
@@ -166,11 +172,14 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
-    """First lines of the log; pictures of the reals and of the untrained generator."""
+def _start(run: _Run, saved: checkpoints.Checkpoint | None, opening: float) -> None:
+    """First lines of the log; pictures of the reals and of the untrained generator. opening: seconds it took to open
+    the images."""
     config, out = run.config, run.out
     run.log.line(_runtime.build_summary())
     run.log.line(run.images.summary)
+    run.log.line(f"data: {run.feeder.description}")
+    _say(run, packing_at_start(run.images, config.data, opening))
     sizes = ", ".join(f"{n} {parameters(m):,}" for n, m in run.state.modules.items())
     run.log.line(
         f"preset {config.preset}, {config.shape.size}x{config.shape.size}, batch {config.batch}, on "
@@ -208,18 +217,40 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 raise
             scores = _score(run, before, ticker) if not signals.received else {}
             if ticker.due or scores:
-                _check_finite(run, ticker.tick(scores))
+                tick = ticker.tick(scores)
+                if not run.measured:
+                    run.measured = True
+                    _say_way(run, tick.statistics["wait_share"])
+                _check_finite(run, tick)
             if state.samples < config.images and not signals.received:
-                with ticker.pause():
-                    if _crossed(before, state.samples, output.grid_kimg):
+                if _crossed(before, state.samples, output.grid_kimg):
+                    with ticker.pause("pictures"):
                         _draw_fakes(run)
-                    if _crossed(before, state.samples, output.checkpoint_kimg):
+                if _crossed(before, state.samples, output.checkpoint_kimg):
+                    with ticker.pause("checkpoints"):
                         _save(run)
         if ticker.pending:
             _check_finite(run, ticker.tick())
         if state.samples > started:
+            waited = run.feeder.wait_seconds / max(ticker.seconds, 1e-9)
+            if run.measured:
+                run.log.line(way(run.feeder, waited))
+            else:
+                _say_way(run, waited)
+        if state.samples > started:
             _save(run)
         return signals.received if state.samples < config.images else None
+
+
+def _say(run: _Run, line: str | None) -> None:
+    if line is not None:
+        run.log.line(line)
+
+
+def _say_way(run: _Run, wait_share: float) -> None:
+    """How the data comes, and what packing would bring, measured."""
+    run.log.line(way(run.feeder, wait_share))
+    _say(run, packing_while_training(run.images, run.config.data, run.feeder, wait_share))
 
 
 def _score(run: _Run, before: int, ticker: Ticker) -> dict[str, float]:
@@ -228,7 +259,7 @@ def _score(run: _Run, before: int, ticker: Ticker) -> dict[str, float]:
     due = _crossed(before, state.samples, options.every_kimg) or state.samples >= run.config.images
     if run.extract is None or not due:
         return {}
-    with ticker.pause():
+    with ticker.pause("scores"):
         fake = generated_images(
             run.config.system, state.averages, run.config.shape, options.samples, state.device, run.images
         )

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from fastgan.contract import Batch
 from fastgan.data.image_set import ImageSet
+from fastgan.data.options import FEEDERS
 from fastgan.data.order import Order, Picks
 from fastgan.errors import FastganError, suggest
 from fastgan.kernels.ingest import ingest, ingest_into
 
 PREFETCH = 3  # batches that are ready or being made
 CLOSE_SECONDS = 10.0
-KINDS = ("auto", "resident", "host")
 RESIDENT_SHARE = 0.25  # of the device's free memory: what the networks need comes on top, and is not known yet
 UPLOAD_BYTES = 64 << 20
 WAYS = {
@@ -134,8 +134,8 @@ class Feeder:
         assert batch >= 1
         assert 0 <= rank < world
         assert first_sample >= 0
-        if kind not in KINDS:
-            raise FastganError(f"data.feeder: unknown way {kind!r}{suggest(kind, KINDS)}")
+        if kind not in FEEDERS:
+            raise FastganError(f"data.feeder: unknown way {kind!r}{suggest(kind, FEEDERS)}")
         if source is None:
             source, aligned = images.source, images.aligned
         _check_sets(images, source, aligned, batch, world)
