@@ -14,13 +14,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
 LAUNCHED = "FASTGAN_LAUNCHED"  # in the environment of the processes
 GRACE_SECONDS = 60.0
 """For how long the others may go on after one rank has failed: they notice, and end by themselves."""
 DONE, BUG, MENDABLE, RESUMABLE = 0, 1, 2, 3
+
+
+def is_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that prints, as far as the environment says: before it is joined to others."""
+    return environment.get("RANK", "0") == "0"
 
 
 def launch(world: int, arguments: Sequence[str], say: Callable[[str], None]) -> int:

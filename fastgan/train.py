@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 import torch
 
@@ -18,10 +19,11 @@ from fastgan.capture import CapturedStep
 from fastgan.contract import Batch
 from fastgan.data import ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
-from fastgan.dist import Ranks, StoppedElsewhere, joined
-from fastgan.errors import FastganError
+from fastgan.dist import Ranks, joined
+from fastgan.errors import FastganError, StoppedElsewhere
 from fastgan.evaluation import evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.features import Extractor
+from fastgan.feeding import packing_at_start, packing_while_training, way
 from fastgan.kernels import _runtime
 from fastgan.meeting import Meeting, Stopped
 from fastgan.metrics.sources import images_of
@@ -67,6 +69,8 @@ class _Run:
     log: RunLog
     extract: Extractor | None = None  # of the scores
     pictured: Batch | None = None  # the images that the grids are made for
+    opening: float = 0.0  # seconds that it took to open the images
+    measured: bool = False  # whether the log has said how fast the data comes
 
 
 def train(
@@ -141,7 +145,9 @@ def _prepare(
             f"{below + ranks.world}" + (f" or {below}" if below else "")
         )
     out, device = Path(config.out), prepare_device(config, ranks)
+    began = monotonic()
     images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
+    opening = monotonic() - began
     config = with_data(config, images)
     data = fingerprint(images)
     saved = folder.find_checkpoint(out, config.resume, echo)
@@ -162,6 +168,7 @@ def _prepare(
         first_sample=state.samples,
         device=device,
         mirror=config.data.mirror,
+        kind=config.data.feeder,
     )
     stack.enter_context(feeder)
 
@@ -169,6 +176,7 @@ def _prepare(
         run.log.line(line)  # of the log that is opened later
 
     run = _Run(config, ranks, out, images, data, state, new_step(config, state, say, ranks), feeder, NoLog(), extract)
+    run.opening = opening
     return run, saved
 
 
@@ -198,6 +206,8 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     config, out = run.config, run.out
     run.log.line(_runtime.build_summary())
     run.log.line(run.images.summary)
+    run.log.line(f"data: {run.feeder.description}")
+    _say(run, packing_at_start(run.images, config.data, run.opening))
     sizes = ", ".join(f"{n} {parameters(m):,}" for n, m in run.state.modules.items())
     ranks = f" with {run.ranks.world} ranks" if run.ranks.world > 1 else ""
     run.log.line(
@@ -245,11 +255,15 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                     continue
                 with meeting.writing(mendable):
                     if ticker.due or scores:
-                        _check_finite(run, ticker.tick(scores))
-                    with ticker.pause():
-                        if draw and not over:
+                        tick = ticker.tick(scores)
+                        if not run.measured:
+                            _say_way(run, tick.statistics["wait_share"])
+                        _check_finite(run, tick)
+                    if draw and not over:
+                        with ticker.pause("pictures"):
                             _draw_fakes(run)
-                        if save and not over:
+                    if save and not over:
+                        with ticker.pause("checkpoints"):
                             _save(run)
         except Stopped as stop:
             stopped = str(stop)
@@ -267,15 +281,29 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
             if ranks.first and ticker.pending:
                 _check_finite(run, ticker.tick())
             if ranks.first and state.samples > started:
+                _say_way(run, run.feeder.wait_seconds / max(ticker.seconds, 1e-9))
                 _save(run)
         return stopped
+
+
+def _say(run: _Run, line: str | None) -> None:
+    if line is not None:
+        run.log.line(line)
+
+
+def _say_way(run: _Run, wait_share: float) -> None:
+    """How the data comes, and once what packing would bring, measured."""
+    run.log.line(way(run.feeder, wait_share))
+    if not run.measured:
+        run.measured = True
+        _say(run, packing_while_training(run.images, run.config.data, run.feeder, wait_share))
 
 
 def _score(run: _Run, ticker: Ticker) -> dict[str, float]:
     """Scores of the averaged generator, to which all ranks contribute."""
     state, options = run.state, run.config.evaluation
     assert run.extract is not None
-    with ticker.pause():
+    with ticker.pause("scores"):
         fake = generated_images(
             run.config.system, state.averages, run.config.shape, options.samples, state.device, run.images
         )

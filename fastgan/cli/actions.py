@@ -11,11 +11,12 @@ from rich.table import Table
 
 from fastgan import __version__
 from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
-from fastgan.dist import gpus_here, is_first
+from fastgan.dist import gpus_here
 from fastgan.errors import FastganError
-from fastgan.launch import LAUNCHED, launch
+from fastgan.launch import LAUNCHED, is_first, launch
 from fastgan.terminal import as_typed_here
 
 
@@ -34,6 +35,8 @@ def run(command: Command, arguments: Sequence[str]) -> int:
             return run_eval(command)
         case Bench():
             return run_bench(command)
+        case Pack():
+            return run_pack(command)
         case Doctor():
             return run_doctor(command)
 
@@ -56,7 +59,9 @@ def train_config(command: Train) -> Config:
     preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
     config = resolve(preset, command.config, given, command.set)
     if not config.data.path:
-        raise FastganError(f"preset {config.preset} needs images: --data FOLDER or ZIP (or --preset digits to try it)")
+        raise FastganError(
+            f"preset {config.preset} needs images: --data FOLDER, ZIP, TAR or PACK (or --preset digits to try it)"
+        )
     return config if config.out else replace(config, out=f"runs/{config.preset}")
 
 

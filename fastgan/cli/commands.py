@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
+from fastgan.cli.pack import Pack
 from fastgan.presets import DEFAULT_PRESET, PRESETS
 
 PRESET_HELP = f"system, networks, losses, optimisers: {', '.join(PRESETS)}"
@@ -21,10 +22,10 @@ def _default(text: str) -> Any:
 
 @dataclass
 class Train:
-    """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
+    """Train a GAN on a folder, zip, tar or pack of images; the same command again goes on where it stopped."""
 
     data: Annotated[str | None, _default("the preset's")] = None
-    """folder or zip of images, or "digits" (1,797 handwritten digits, no data needed)"""
+    """folder, .zip or .tar of images, a pack (fastgan pack), or "digits" (1,797 handwritten digits, no data needed)"""
     preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
     out: Annotated[str | None, _default("runs/PRESET")] = None
     """run folder"""
@@ -170,4 +171,4 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Eval | Export | Doctor | Bench
+Command = Train | Sample | Interpolate | Eval | Export | Pack | Doctor | Bench

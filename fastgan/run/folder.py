@@ -32,10 +32,11 @@ FREE = (
     "data.path",
     "data.workers",
     "data.memory_gb",
+    "data.feeder",
 )
 
 
-NEWER = ("data.classes", "data.source_channels")
+NEWER = ("data.classes", "data.source_channels", "data.feeder")
 
 
 def find_checkpoint(out: Path, resume: str, warn: Callable[[str], None]) -> checkpoints.Checkpoint | None:
