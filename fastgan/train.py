@@ -21,10 +21,11 @@ from fastgan.evaluation import evaluate, generated_images, numbers_of, parse_met
 from fastgan.features import Extractor
 from fastgan.kernels import _runtime
 from fastgan.metrics.sources import images_of
-from fastgan.options import Config, to_mapping, to_toml, with_data
+from fastgan.options import Config, defaults, to_mapping, to_toml, with_data
 from fastgan.pictures import draw_pictures, picture_batch
 from fastgan.run import checkpoint as checkpoints
 from fastgan.run import folder
+from fastgan.run.behind import Writer
 from fastgan.run.images import grid, save_png
 from fastgan.run.log import RunLog
 from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
@@ -60,6 +61,7 @@ class _Run:
     step: Step | CapturedStep
     feeder: Feeder
     log: RunLog
+    writer: Writer
     extract: Extractor | None = None  # of the scores
     pictured: Batch | None = None  # the images that the grids are made for
 
@@ -98,14 +100,14 @@ def train(
     Raises FastganError for what a user can mend; a run's checkpoints are never lost by it.
     """
     out = Path(config.out)
-    with mendable_disk_errors(out), mendable_memory_errors():
+    with mendable_disk_errors(out), mendable_memory_errors(), folder.only_one(out):
         device = prepare_device(config)
         images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
         config = with_data(config, images)
         data = fingerprint(images)
-        saved = folder.find_checkpoint(out, config.resume, echo)
+        saved = folder.find_checkpoint(out, config.resume, echo, config.output.copy_to)
         if saved is not None:
-            folder.check_same_run(saved, to_mapping(config), data)
+            folder.check_same_run(saved, to_mapping(config), data, defaults(config))
         extract = config.evaluation.extractor(device)
         state = build_state(config, device)
         if saved is not None:
@@ -122,9 +124,17 @@ def train(
         ) as feeder:
             # How this command began is not part of the run: its config.toml goes on with what is there.
             folder.prepare(out, to_toml(replace(config, resume="auto", init="")))
-            with RunLog(out, echo=echo, resume_at=state.samples) as log:
+            with (
+                RunLog(out, echo=echo, resume_at=state.samples) as log,
+                Writer(
+                    out / "checkpoints",
+                    keep=config.output.keep,
+                    say=lambda line: log.line(line, echo=False),
+                    copy_to=config.output.copy_to,
+                ) as writer,
+            ):
                 step = new_step(config, state, log.line)
-                run = _Run(config, out, images, data, state, step, feeder, log)
+                run = _Run(config, out, images, data, state, step, feeder, log, writer)
                 run.extract = extract
                 _start(run, saved)
                 ticker = Ticker(
@@ -206,6 +216,7 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 if state.samples > started:
                     _save(run)
                 raise
+            run.writer.poll()
             scores = _score(run, before, ticker) if not signals.received else {}
             if ticker.due or scores:
                 _check_finite(run, ticker.tick(scores))
@@ -219,6 +230,7 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
             _check_finite(run, ticker.tick())
         if state.samples > started:
             _save(run)
+        run.writer.finish()
         return signals.received if state.samples < config.images else None
 
 
@@ -269,15 +281,9 @@ def _draw_fakes(run: _Run) -> Path:
 
 
 def _save(run: _Run) -> None:
+    """Begin to save the state as it is now; `run.writer` says how that ended."""
     state = {"config": to_mapping(run.config), "counters": run.state.counters(), "data": run.data}
-    path = checkpoints.save(
-        run.out / "checkpoints",
-        f"step-{run.state.step:09}",
-        run.state.tensors(),
-        state,
-        keep=run.config.output.keep,
-    )
-    run.log.line(f"saved {path}", echo=False)
+    run.writer.save(f"step-{run.state.step:09}", run.state.tensors(), state)
 
 
 def _finish(run: _Run, stopped: str | None, images_per_second: float) -> Outcome:
