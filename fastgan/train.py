@@ -27,10 +27,11 @@ from fastgan.feeding import packing_at_start, packing_while_training, way
 from fastgan.kernels import _runtime
 from fastgan.meeting import Meeting, Stopped
 from fastgan.metrics.sources import images_of
-from fastgan.options import Config, to_mapping, to_toml, with_data
+from fastgan.options import Config, defaults, to_mapping, to_toml, with_data
 from fastgan.pictures import draw_pictures, picture_batch
 from fastgan.run import checkpoint as checkpoints
 from fastgan.run import folder
+from fastgan.run.behind import Writer
 from fastgan.run.images import grid, save_png
 from fastgan.run.log import NoLog, RunLog
 from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
@@ -68,6 +69,7 @@ class _Run:
     feeder: Feeder
     log: RunLog
     extract: Extractor | None = None  # of the scores
+    writer: Writer | None = None  # of the checkpoints, on the first rank
     pictured: Batch | None = None  # the images that the grids are made for
     opening: float = 0.0  # seconds that it took to open the images
     measured: bool = False  # whether the log has said how fast the data comes
@@ -91,6 +93,11 @@ def train(
             echo = on_tick = _nothing
         with contextlib.ExitStack() as stack:
             with ranks.together(), _mendable(Path(config.out)):
+                if ranks.first:
+                    stack.enter_context(folder.only_one(Path(config.out)))
+                    if ranks.world > 1:  # what has to be fetched is there before the others look
+                        folder.find_checkpoint(Path(config.out), config.resume, echo, config.output.copy_to)
+            with ranks.together(), _mendable(Path(config.out)):
                 run, saved = _prepare(config, ranks, echo, stack)
             _check_same_start(run, saved)
             with ranks.together(), _mendable(run.out):
@@ -98,6 +105,7 @@ def train(
                 if ranks.first:
                     folder.prepare(run.out, to_toml(replace(config, resume="auto", init="")))
                     run.log = stack.enter_context(RunLog(run.out, echo=echo, resume_at=run.state.samples))
+                    run.writer = stack.enter_context(_new_writer(run))
                     _start(run, saved)
             ticker = Ticker(
                 run.state,
@@ -121,6 +129,16 @@ def train(
                 if ranks.first:
                     _finish(run, stopped)
             return outcome
+
+
+def _new_writer(run: _Run) -> Writer:
+    output, log = run.config.output, run.log
+    return Writer(
+        run.out / "checkpoints",
+        keep=output.keep,
+        say=lambda line: log.line(line, echo=False),
+        copy_to=output.copy_to,
+    )
 
 
 def _nothing(_: object) -> None:
@@ -150,9 +168,9 @@ def _prepare(
     opening = monotonic() - began
     config = with_data(config, images)
     data = fingerprint(images)
-    saved = folder.find_checkpoint(out, config.resume, echo)
+    saved = folder.find_checkpoint(out, config.resume, echo, config.output.copy_to)
     if saved is not None:
-        folder.check_same_run(saved, to_mapping(config), data)
+        folder.check_same_run(saved, to_mapping(config), data, defaults(config))
     extract = config.evaluation.extractor(device)
     state = build_state(config, device)
     if saved is not None:
@@ -253,7 +271,9 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 scores = _score(run, ticker) if run.extract is not None and (score or over) else {}
                 if not ranks.first:
                     continue
+                assert run.writer is not None
                 with meeting.writing(mendable):
+                    run.writer.poll()
                     if ticker.due or scores:
                         tick = ticker.tick(scores)
                         if not run.measured:
@@ -283,6 +303,8 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
             if ranks.first and state.samples > started:
                 _say_way(run, run.feeder.wait_seconds / max(ticker.seconds, 1e-9))
                 _save(run)
+            if run.writer is not None:
+                run.writer.finish()
         return stopped
 
 
@@ -349,15 +371,10 @@ def _fakes_path(run: _Run) -> Path:
 
 
 def _save(run: _Run) -> None:
+    """Begin to save the state as it is now; `run.writer` says how that ended."""
+    assert run.writer is not None
     state = {"config": to_mapping(run.config), "counters": run.state.counters(), "data": run.data}
-    path = checkpoints.save(
-        run.out / "checkpoints",
-        f"step-{run.state.step:09}",
-        run.state.tensors(),
-        state,
-        keep=run.config.output.keep,
-    )
-    run.log.line(f"saved {path}", echo=False)
+    run.writer.save(f"step-{run.state.step:09}", run.state.tensors(), state)
 
 
 def _finish(run: _Run, stopped: str | None) -> None:
