@@ -10,7 +10,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,12 +32,27 @@ class Files:
     names: paths inside it with "/" between the parts, sorted, the same on every file system
     open: index -> the file's bytes; raises BadImage
     ignored: how many files of other kinds were passed over (hidden ones are not counted)
+    stamp: changes when an archive is written anew; "" for a folder
+    labels, classes: as in ImageSet, where the source has labels of its own beside the images; else None and ()
     """
 
     name: str
     names: tuple[str, ...]
     open: Callable[[int], BinaryIO]
     ignored: int
+    labels: Indices | None = None
+    classes: tuple[str, ...] = ()
+    stamp: str = ""
+
+    def keep(self, kept: Indices) -> Files:
+        """The files of numbers `kept`, in that order."""
+        names = tuple(self.names[i] for i in kept)
+        labels = None if self.labels is None else self.labels[kept]
+        return replace(self, names=names, open=lambda i: self.open(int(kept[i])), labels=labels)
+
+    def classified(self) -> tuple[Indices | None, tuple[str, ...]]:
+        """Labels [len(names)] and names of classes: its own, or those of the sub-folders."""
+        return (self.labels, self.classes) if self.labels is not None else classes_of(self.names)
 
 
 def list_folder(path: Path) -> Files:
@@ -92,8 +107,8 @@ def list_zip(path: Path, *, max_bytes: float) -> Files:
         ) from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     for member in members:
-        _refuse_unsafe(name, member)
-    visible = [m for m in members if not any(p.startswith((".", "__MACOSX")) for p in m.filename.split("/"))]
+        refuse_unsafe(name, member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
+    visible = [member for member in members if not is_hidden(member.filename)]
     images = [m for m in visible if m.filename.lower().endswith(SUFFIXES)]
     images.sort(key=lambda member: member.filename)
     lock = threading.Lock()  # a ZipFile counts its readers without one
@@ -147,13 +162,19 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise FastganError(f"{printable(str(folder))}: cannot be listed ({error.strerror})") from error
 
 
-def _refuse_unsafe(archive: str, member: zipfile.ZipInfo) -> None:
+def is_hidden(member: str) -> bool:
+    """Whether a member of an archive is one that file managers hide."""
+    parts = member.removeprefix("./").split("/")
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def refuse_unsafe(archive: str, member: str, *, link: bool) -> None:
     """Refuses what reaches outside of the archive: nothing is extracted, but no honest archive has it."""
-    parts = member.filename.replace("\\", "/").split("/")
+    parts = member.replace("\\", "/").split("/")
     if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
         kind = "an absolute path or '..'"
-    elif stat.S_ISLNK(member.external_attr >> 16):
+    elif link:
         kind = "a link"
     else:
         return
-    raise FastganError(f"{archive}: {printable(member.filename)!r} is {kind}; pack the archive without it")
+    raise FastganError(f"{archive}: {printable(member)!r} is {kind}; pack the archive without it")
