@@ -141,12 +141,16 @@ def run_export(command: Export) -> int:
 
 
 def run_eval(command: Eval) -> int:
-    from fastgan.trained import SourceOptions, score, scores_as_json, scores_as_text
+    from fastgan.dist import joined
+    from fastgan.scores import SourceOptions, score, scores_as_json, scores_as_text
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
-    with sides() as progress:
-        scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
-    say(scores_as_json(scores) if command.json else scores_as_text(scores))
+    with joined(command.device) as ranks, sides() as progress:
+        scores = score(
+            options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks
+        )
+    if ranks.first:
+        say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0
 
 

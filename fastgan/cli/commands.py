@@ -100,11 +100,12 @@ class Eval:
     """Score a run or a set of images against real ones: FID and others."""
 
     source: Positional[Path]
-    """run folder (or a checkpoint in it), or a folder or zip of images"""
+    """run folder (or a checkpoint in it), or a folder, zip or pack of images"""
     data: Annotated[str | None, _default("what the run was trained on")] = None
-    """real images: folder, zip, "digits", or .npz of statistics (mu, sigma) for the FID"""
+    """real images: folder, zip, pack, "digits", or .npz of statistics (mu, sigma) for the FID"""
     metrics: str = "fid"
-    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity"""
+    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity; of a run also ppl,
+    critic; diversity_lpips, diversity_ms_ssim; of files with the same names psnr, ssim, ms_ssim, pixel_accuracy"""
     features: Annotated[str | None, _default("digits for digits, else inception")] = None
     """inception, vgg16, digits (each also with :LAYER), or a file of TorchScript or torch.export"""
     weights: Annotated[Path | None, _default("the cache folder's")] = None
@@ -113,6 +114,8 @@ class Eval:
     """get the published weights where they are not here yet; they are verified"""
     resize: Literal["tensorflow", "pytorch", "clean"] = "tensorflow"
     """how images are brought to the Inception's size: as torch-fidelity and StyleGAN, as pytorch-fid, as clean-fid"""
+    bf16: bool = False
+    """features in bf16, faster on GPUs; the scores of a sample in fp32 are printed beside"""
     samples: int = 50_000
     """pictures drawn from a run"""
     size: Annotated[int | None, _default("as they are; for a run, its size")] = None
