@@ -8,6 +8,11 @@ Players: a generator G(z) and a critic D(x). A step is
 The last critic turn keeps the graph of its G(z), and the generator's turn goes on from there: the generator does
 not change in between, so this is the same algorithm with one generator pass less.
 
+Simultaneous updates are another algorithm: the generator follows the gradient that the critic gives before its own
+update (Jacobi's order instead of Gauss and Seidel's; Mescheder et al. 2017, arXiv:1705.10461, section 2). That gradient
+is  d loss.generator / d D(G(z)) * g,  with g the slope of the critic at the fakes, which R2 needs anyway: the
+generator's turn takes no pass of the critic.
+
 Penalties: R1 on reals (Mescheder et al. 2018, arXiv:1801.04406), R2 on fakes (the same; Huang et al. 2024,
 arXiv:2501.05441), WGAN-GP on interpolates (Gulrajani et al. 2017, arXiv:1704.00028). With penalty_every = k they
 are part of every k-th step only, k times as strong ("lazy", Karras et al. 2020, arXiv:1912.04958).
@@ -45,6 +50,7 @@ class UnconditionalGAN:
     wgan_gp:             lambda in lambda * mean (|grad D| - 1)^2 on interpolates
     penalty_every:       penalties in every k-th step only, k times as strong
     critic_steps:        critic turns per generator turn
+    simultaneous:        the generator learns from the critic as it was before the step's last update of it
     """
 
     networks: Networks = field(default_factory=DCGAN)
@@ -56,6 +62,7 @@ class UnconditionalGAN:
     wgan_gp: Scheduled = 0.0
     penalty_every: int = 1
     critic_steps: int = 1
+    simultaneous: bool = False
 
     averaged = ("generator",)
 
@@ -126,9 +133,11 @@ class _Play:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
         self.loss = LOSSES[options.loss]
         self.fake: Tensor | None = None
+        self.ready: tuple[Tensor, Tensor] | None = None  # the generator's loss and its gradient by the fakes
 
     def critic_turn(self, *, keep: bool, penalised: bool) -> Callable[[Batch, Draw], dict[str, Tensor]]:
         """Critic turn as a function of (batch, draw). keep: leave the fakes and their graph to the generator."""
+        simultaneous = keep and self.options.simultaneous
 
         def gradients(batch: Batch, draw: Draw) -> dict[str, Tensor]:
             latents = self.options.latents(draw).to(batch.images.dtype)
@@ -146,7 +155,12 @@ class _Play:
                 r2=weights.get("r2", 0.0),
                 wgan_gp=weights.get("wgan_gp", 0.0),
                 epsilon=draw.uniform().to(batch.images.dtype) if "wgan_gp" in names else None,
+                generator_loss=self.loss.generator if simultaneous else None,
             )
+            if simultaneous:
+                assert isinstance(result.fake_gradient, Tensor)
+                assert result.generator_loss is not None
+                self.ready = result.generator_loss, result.fake_gradient
             return {
                 "loss": result.loss,
                 "real_logits": result.real_logits.mean(),
@@ -159,6 +173,10 @@ class _Play:
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.fake is not None, "the generator's turn comes after the critic's"
         fake, self.fake = self.fake, None
+        if self.ready is not None:
+            (loss, slope), self.ready = self.ready, None
+            fake.backward(slope)  # type: ignore[no-untyped-call]
+            return {"loss": loss}
         with frozen(self.critic):
             real_logits = self._real_logits(batch)
             loss = self.loss.generator(_wide(real_logits), _wide(self.critic(fake)))
