@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import baselines, memory, steps
 from benchmarks.baselines import Loop
-from fastgan.train import Config
+from fastgan.options import Config
 
 OURS = "fastgan"
 TIDY = ["tidy loop, NCHW", "tidy loop, channels_last"]

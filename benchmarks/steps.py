@@ -16,9 +16,9 @@ from benchmarks.baselines import Loop, Recipe
 from fastgan import optim
 from fastgan.contract import Batch, Draw
 from fastgan.optim import Averaging
+from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step, TrainState, new_state
-from fastgan.train import Config
 
 SEED = 1
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -1,4 +1,4 @@
-"""Configurations: presets, TOML files and `--set a.b=value` overrides of fastgan.train.Config.
+"""Configurations: presets, TOML files and `--set a.b=value` overrides of fastgan.options.Config.
 
 A preset is a complete Config of real objects. A TOML file or an override changes plain values in it; which
 classes they sit in is the preset's alone, so that a file cannot name code. Unknown keys are errors that suggest
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fastgan.errors import FastganError, suggest
+from fastgan.options import Config, to_mapping, to_toml
 from fastgan.presets import DEFAULT_PRESET, PRESETS
 from fastgan.schedule import Schedule
-from fastgan.train import Config
 
 __all__ = ["DEFAULT_PRESET", "PRESETS", "Config", "read_toml", "resolve", "to_mapping", "to_toml"]
 
@@ -162,49 +162,3 @@ def _merge_schedule(value: Mapping[str, Any], name: str) -> Schedule:
         return Schedule(**{key: _typed(v, hints[key], f"{name}.{key}") for key, v in value.items()})
     except FastganError as error:
         raise FastganError(str(error) if name in str(error) else f"{name}: {error}") from None
-
-
-def to_mapping(config: Any) -> dict[str, Any]:
-    """A Config as nested plain values (str, int, float, bool, list, dict), in the order of its fields."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, dict):
-            return {key: plain(v) for key, v in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    mapping: dict[str, Any] = plain(config)
-    return mapping
-
-
-def to_toml(config: Config) -> str:
-    """A Config as TOML that `--config` takes."""
-    lines: list[str] = []
-
-    def scalar(value: Any) -> str:
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        if isinstance(value, str):
-            escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
-            return f'"{escaped}"'
-        if isinstance(value, list):
-            return "[" + ", ".join(scalar(v) for v in value) + "]"
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{k} = {scalar(v)}" for k, v in value.items()) + "}"
-        return repr(value)
-
-    def table(mapping: dict[str, Any], base: Any, name: str) -> None:
-        groups = []
-        for key, value in mapping.items():
-            own = base[key] if isinstance(base, dict) else getattr(base, key)
-            if isinstance(value, dict) and not isinstance(own, Schedule):
-                groups.append((key, value, own))
-            else:
-                lines.append(f"{key} = {scalar(value)}")
-        for key, value, own in groups:
-            lines.extend(["", f"[{name}{key}]"])
-            table(value, own, f"{name}{key}.")
-
-    table(to_mapping(config), config, "")
-    return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -23,10 +23,16 @@ PICTURE_STREAM = 1 << 20
 
 @dataclass(frozen=True)
 class ImageShape:
-    """Square images, `[channels, size, size]`."""
+    """What the data is: square images, `[channels, size, size]`, and what comes with each.
+
+    classes:         number of classes of a labelled set; 0: no labels
+    source_channels: channels of the second set of a translation (Batch.source); 0: there is none
+    """
 
     channels: int
     size: int
+    classes: int = 0
+    source_channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,14 @@ class Batch:
     images: [N, C, H, W], float in [-1, 1], channels-last strides
     labels: [N] int64, or None for a set without classes
     index:  [N] int64, global sample numbers, on the device of the images
+    source: [N, C', H, W] images to translate from: the partners of `images`, or independent ones of another domain;
+            None for a set without them
     """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
+    source: Tensor | None = None
 
 
 class Draw:
@@ -123,10 +132,30 @@ class System(Protocol):
         """Name -> value or Schedule of every number that may change in training (penalty coefficients...)."""
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
-        """The networks, freshly initialised from torch's global generator."""
+        """The networks, freshly initialised from torch's global generator.
+
+        FastganError where the data has not what the system needs: labels, a source, another size.
+        """
 
     def turns(self, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> tuple[Turn, ...]:
         """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule."""
+
+    def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
+        """What the system makes of a batch, [N, C, S, S] in [-1, 1], one per image: what metrics score."""
+
+    def pictures(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> tuple[Tensor, ...]:
+        """What a person should see of it, side by side: (generated,), (source, translated, target), ...
+
+        Each [N, 1 or 3, H, W] in [-1, 1], of one height. The players are in evaluation mode.
+        """
+
+
+# What some systems can do besides, each for a command of its own. All run with players in evaluation mode.
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Makes images from latents: `fastgan sample`, `fastgan interpolate`."""
 
     def latents(self, draw: Draw) -> Tensor:
         """Latents of the generator, [N, latent]."""
@@ -134,5 +163,44 @@ class System(Protocol):
     def way(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """Latents [T, latent] on the way from a [latent] to b [latent], at t [T] in [0, 1]."""
 
-    def sample(self, players: Mapping[str, nn.Module], latents: Tensor) -> Tensor:
-        """Images [N, C, S, S] in [-1, 1] for `latents`."""
+    def sample(self, players: Mapping[str, nn.Module], latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images [N, C, S, S] in [-1, 1] for `latents` and, where the system has classes, `labels` [N] int64."""
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Finds latents of images: `fastgan encode`."""
+
+    def encode(self, players: Mapping[str, nn.Module], images: Tensor) -> Tensor:
+        """Latents [N, latent] of images [N, C, S, S]."""
+
+    def sample(self, players: Mapping[str, nn.Module], latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As Samples.sample: the reconstruction."""
+
+
+@runtime_checkable
+class Translates(Protocol):
+    """Makes an image of one domain from one of the other: `fastgan translate`."""
+
+    def translate(self, players: Mapping[str, nn.Module], images: Tensor, *, back: bool = False) -> Tensor:
+        """Source images [N, C', H, W] as images of the target domain; back: the other way, where there is one."""
+
+
+@runtime_checkable
+class Upscales(Protocol):
+    """Enlarges images: `fastgan upscale`."""
+
+    @property
+    def scale(self) -> int:
+        """By how much."""
+
+    def upscale(self, players: Mapping[str, nn.Module], images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, scale H, scale W], any H and W."""
+
+
+@runtime_checkable
+class Inpaints(Protocol):
+    """Fills holes: `fastgan inpaint`."""
+
+    def inpaint(self, players: Mapping[str, nn.Module], images: Tensor, masks: Tensor, draw: Draw) -> Tensor:
+        """Images [N, C, S, S] with what is under `masks` [N, 1, S, S] (1: unknown) filled; the rest stays as it was."""

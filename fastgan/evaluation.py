@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgan.contract import System
+from fastgan.contract import ImageShape, Samples, System
+from fastgan.data import ImageSet
 from fastgan.errors import FastganError, suggest
 from fastgan.features import Extractor, open_extractor
 from fastgan.features.weights import cache_folder
@@ -35,7 +36,14 @@ from fastgan.metrics import (
     precision_recall,
 )
 from fastgan.metrics.sources import Images, eight_bits, features_of
-from fastgan.pictures import picture_latents, sample_images
+from fastgan.pictures import (
+    evaluating,
+    picture_batch,
+    picture_draw,
+    picture_labels,
+    picture_latents,
+    sample_images,
+)
 
 # (which side: "real" or "generated", images done, of how many; 0 where that is not known)
 Progress = Callable[[str, int, int], None]
@@ -219,14 +227,30 @@ def _counted(images: Images, extract: Extractor, batch_size: int, side: str, pro
         yield batch
 
 
-def generator_images(
-    system: System, players: Mapping[str, nn.Module], count: int, device: torch.device, name: str = "generated"
+def generated_images(
+    system: System,
+    players: Mapping[str, nn.Module],
+    image: ImageShape,
+    count: int,
+    device: torch.device,
+    reals: ImageSet | None = None,
+    name: str = "generated",
 ) -> Images:
-    """The pictures of seeds 0 to count - 1, as `fastgan sample` draws them, in 8 bits."""
+    """Pictures number 0 to count - 1 in 8 bits: those of seeds, as `fastgan sample` draws them, each class in turn; or,
+    of a system that starts from images, what it makes of `reals`, each in turn."""
+    if not isinstance(system, Samples) and reals is None:
+        raise FastganError(f"{name} makes images from images: give --data a folder or zip, not statistics")
 
     def batches(size: int) -> Iterator[Tensor]:
         for start in range(0, count, size):
-            latents = picture_latents(system, range(start, min(start + size, count)), device)
-            yield eight_bits(sample_images(system, players, latents, batch=size))
+            numbers = range(start, min(start + size, count))
+            if isinstance(system, Samples):
+                latents, labels = picture_latents(system, numbers, device), picture_labels(image, numbers, device)
+                yield eight_bits(sample_images(system, players, latents, labels, batch=size))
+            else:
+                assert reals is not None
+                with evaluating(players):
+                    batch = picture_batch(reals, numbers, device)
+                    yield eight_bits(system.generate(players, batch, picture_draw(numbers, device)).clamp(-1, 1))
 
     return Images(name, batches, count)

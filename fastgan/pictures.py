@@ -1,39 +1,89 @@
-"""Pictures from a trained generator: from seeds, and on the way from one seed to the next."""
+"""Pictures from trained players: from seeds, on the way from one seed to the next, and from real images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgan.contract import PICTURE_STREAM, Draw, ImageShape, System
+from fastgan.contract import PICTURE_STREAM, Batch, Draw, ImageShape, Samples, System
+from fastgan.data import ImageSet
 from fastgan.step import check_tensors
 
 
-def picture_latents(system: System, seeds: Sequence[int], device: torch.device) -> Tensor:
+def picture_draw(seeds: Sequence[int], device: torch.device) -> Draw:
+    """The draw of the pictures number `seeds`: no turn of training has the same."""
+    return Draw(0, torch.tensor(list(seeds), dtype=torch.int64, device=device), PICTURE_STREAM)
+
+
+def picture_latents(system: Samples, seeds: Sequence[int], device: torch.device) -> Tensor:
     """Latents [N, latent] of the pictures number `seeds`: the same for every run of a system."""
-    index = torch.tensor(list(seeds), dtype=torch.int64, device=device)
-    return system.latents(Draw(0, index, PICTURE_STREAM))
+    return system.latents(picture_draw(seeds, device))
 
 
-@torch.no_grad()
-def sample_images(system: System, players: Mapping[str, nn.Module], latents: Tensor, *, batch: int = 64) -> Tensor:
-    """Images [N, C, S, S] in [-1, 1] for latents [N, latent], in evaluation mode, `batch` at a time."""
+def picture_labels(image: ImageShape, seeds: Sequence[int], device: torch.device) -> Tensor | None:
+    """Labels [N] of the pictures number `seeds`, each class in turn; None where there are no classes."""
+    return torch.tensor(list(seeds), dtype=torch.int64, device=device) % image.classes if image.classes else None
+
+
+def picture_batch(images: ImageSet, numbers: Sequence[int], device: torch.device) -> Batch:
+    """Images number `numbers` (counted on from the beginning after the last) as a batch without augmentation."""
+    index = np.asarray(numbers, np.int64)
+
+    def read(source: ImageSet) -> Tensor:
+        pixels = torch.from_numpy(source.read(index % len(source))).to(device)
+        return pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).div_(127.5)
+
+    labels = None if images.labels is None else torch.from_numpy(images.labels[index % len(images)]).to(device)
+    source = None if images.source is None else read(images.source)
+    return Batch(read(images), labels, torch.from_numpy(index).to(device), source)
+
+
+@contextmanager
+def evaluating(players: Mapping[str, nn.Module]) -> Iterator[torch.dtype]:
+    """Within it the players are in evaluation mode and no gradients are computed. Yields the type of their weights."""
     modes = {name: player.training for name, player in players.items()}
     try:
         for player in players.values():
             player.eval()
-        dtype = next(players["generator"].parameters()).dtype
-        images = [system.sample(players, part.to(dtype)) for part in torch.split(latents, batch)]
+        with torch.no_grad():
+            yield next(p.dtype for player in players.values() for p in player.parameters())
     finally:
         for name, player in players.items():
             player.train(modes[name])
-    return torch.cat(images).clamp(-1, 1)
 
 
-def latent_path(system: System, latents: Tensor, frames: int) -> Tensor:
+def sample_images(
+    system: Samples,
+    players: Mapping[str, nn.Module],
+    latents: Tensor,
+    labels: Tensor | None = None,
+    *,
+    batch: int = 64,
+) -> Tensor:
+    """Images [N, C, S, S] in [-1, 1] for latents [N, latent] and labels [N], in evaluation mode, `batch` at a time."""
+    with evaluating(players) as dtype:
+        classes = [None] * len(latents) if labels is None else torch.split(labels, batch)
+        parts = zip(torch.split(latents, batch), classes, strict=False)
+        return torch.cat([system.sample(players, part.to(dtype), of) for part, of in parts]).clamp(-1, 1)
+
+
+def draw_pictures(system: System, players: Mapping[str, nn.Module], batch: Batch) -> Tensor:
+    """What the system shows of a batch, [N, 1 or 3, H, W] in [-1, 1], each with its parts side by side."""
+    with evaluating(players) as dtype:
+        source = None if batch.source is None else batch.source.to(dtype)
+        batch = replace(batch, images=batch.images.to(dtype), source=source)
+        parts = system.pictures(players, batch, picture_draw(batch.index.tolist(), batch.index.device))
+    channels = max(part.shape[1] for part in parts)
+    return torch.cat([part.expand(-1, channels, -1, -1) for part in parts], 3).clamp(-1, 1)
+
+
+def latent_path(system: Samples, latents: Tensor, frames: int) -> Tensor:
     """Closed path through latents [K, D], `frames` points from each to the next: [K * frames, D]."""
     t = torch.arange(frames, dtype=torch.float64, device=latents.device) / frames
     points = [*latents.double(), latents[0].double()]

@@ -7,8 +7,8 @@ from fastgan.evaluation import Evaluation
 from fastgan.gans import UnconditionalGAN
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.optim import Averaging, Optimizer
+from fastgan.options import Config, Output
 from fastgan.schedule import Schedule
-from fastgan.train import Config, Output
 
 DEFAULT_PRESET = "dcgan-64"
 

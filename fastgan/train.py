@@ -6,127 +6,34 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from fastgan.capture import CapturedStep, captured
-from fastgan.contract import ImageShape, System
-from fastgan.data import DataOptions, ImageSet, fingerprint, open_images
+from fastgan.contract import Batch
+from fastgan.data import ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
-from fastgan.errors import FastganError, suggest
-from fastgan.evaluation import Evaluation, evaluate, generator_images, numbers_of, parse_metrics
+from fastgan.errors import FastganError
+from fastgan.evaluation import evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.features import Extractor
 from fastgan.kernels import _runtime
 from fastgan.metrics.sources import images_of
-from fastgan.optim import Averaging, Optimizer
-from fastgan.pictures import picture_latents, sample_images
+from fastgan.options import Config, to_mapping, to_toml, with_data
+from fastgan.pictures import draw_pictures, picture_batch
 from fastgan.run import checkpoint as checkpoints
 from fastgan.run import folder
-from fastgan.run.images import grid, save_png, to_uint8
+from fastgan.run.images import grid, save_png
 from fastgan.run.log import RunLog
 from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
 from fastgan.run.report import write_report
 from fastgan.run.signals import StopSignals
-from fastgan.step import PRECISIONS, Step, TrainState, autocast_of, new_state
+from fastgan.step import Step, TrainState, autocast_of, new_state
 from fastgan.ticker import Tick, Ticker, occasionally
 
 DONE, RESUMABLE = 0, 3  # exit statuses
-
-
-@dataclass(frozen=True)
-class Output:
-    """When a run writes what.
-
-    tick_seconds:     a line in the log, in stats.jsonl and on the terminal at least this many seconds apart
-    grid_kimg:        a grid of samples every so many thousand images (0: at start and end only)
-    checkpoint_kimg:  a checkpoint every so many thousand images (0: at the end only)
-    keep:             checkpoints that stay on the disk
-    grid_images:      pictures in a grid
-    """
-
-    tick_seconds: float = 10.0
-    grid_kimg: float = 50.0
-    checkpoint_kimg: float = 50.0
-    keep: int = 3
-    grid_images: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("tick_seconds", "grid_kimg", "checkpoint_kimg"):
-            if not getattr(self, name) >= 0:
-                raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("grid_kimg", "checkpoint_kimg"):
-            if 0 < getattr(self, name) < 1e-3:
-                raise FastganError(f"{name} must be 0 or at least 0.001 (one image), got {getattr(self, name)}")
-        for name in ("keep", "grid_images"):
-            if getattr(self, name) < 1:
-                raise FastganError(f"{name} must be 1 or more, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides a training run.
-
-    preset:        name of the preset that the rest started from
-    system:        adversarial system with its networks, losses and penalties
-    optim:         optimiser of each player, by name
-    kimg:          length of the run, in thousands of real images
-    batch:         images per turn
-    seed:          of initial weights, order of the data, and all noise
-    out:           run folder
-    device:        "auto", "cpu", "cuda", "cuda:1", ...
-    threads:       CPU threads of PyTorch (0: as many as it chooses); small networks are faster with one
-    channels_last: memory format of the networks
-    precision:     "auto" (bfloat16 on GPUs that have it), "bfloat16" (mixed, weights in float32), "float32"
-    capture:       on a GPU, whole steps are replayed as CUDA graphs
-    init:          run folder, checkpoint or .safetensors file to take first weights from ("": none)
-    resume:        "auto" (go on with what is in `out`), "never", or a run folder or checkpoint to go on from
-    max_skipped:   training stops after so many turns in a row that were not finite
-    """
-
-    preset: str
-    system: System
-    optim: dict[str, Optimizer]
-    data: DataOptions = field(default_factory=DataOptions)
-    averaging: Averaging = field(default_factory=Averaging)
-    output: Output = field(default_factory=Output)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    kimg: float = 1000.0
-    batch: int = 64
-    seed: int = 0
-    out: str = ""
-    device: str = "auto"
-    threads: int = 0
-    channels_last: bool = True
-    precision: str = "auto"
-    capture: bool = True
-    init: str = ""
-    resume: str = "auto"
-    max_skipped: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("kimg", "batch", "max_skipped"):
-            if not getattr(self, name) > 0 or math.isinf(getattr(self, name)):
-                raise FastganError(f"{name} must be more than 0, got {getattr(self, name)}")
-        if self.kimg > 1e9:
-            raise FastganError(f"kimg must be at most 1e9 (a trillion images), got {self.kimg}")
-        if not 0 <= self.threads <= 1024:
-            raise FastganError(f"threads must be from 0 to 1024, got {self.threads}")
-        if self.precision not in PRECISIONS:
-            raise FastganError(f"precision {self.precision!r} is unknown{suggest(self.precision, PRECISIONS)}")
-        if not 0 <= self.seed < 2**63:
-            raise FastganError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-
-    @property
-    def shape(self) -> ImageShape:
-        return ImageShape(self.data.channels, self.data.size)
-
-    @property
-    def images(self) -> int:
-        """Length of the run in images."""
-        return max(1, round(self.kimg * 1000))
 
 
 @dataclass(frozen=True)
@@ -146,7 +53,6 @@ class _Run:
     """The parts of a run while it goes on."""
 
     config: Config
-    mapping: dict[str, object]  # the config as plain values, for the checkpoints
     out: Path
     images: ImageSet
     data: dict[str, object]  # fingerprint of the images
@@ -155,6 +61,7 @@ class _Run:
     feeder: Feeder
     log: RunLog
     extract: Extractor | None = None  # of the scores
+    pictured: Batch | None = None  # the images that the grids are made for
 
 
 def pick_device(name: str) -> torch.device:
@@ -182,24 +89,23 @@ def prepare_device(config: Config) -> torch.device:
 def train(
     config: Config,
     *,
-    mapping: dict[str, object],
-    toml: str,
     echo: Callable[[str], None] = print,
     on_tick: Callable[[Tick], None] = lambda tick: None,
 ) -> Outcome:
     """Train as `config` says, from the start or from where the run in `config.out` stopped.
 
-    mapping, toml: the config as plain values and as TOML, to be stored;  echo: takes the log's lines
+    echo: takes the log's lines
     Raises FastganError for what a user can mend; a run's checkpoints are never lost by it.
     """
     out = Path(config.out)
     with mendable_disk_errors(out), mendable_memory_errors():
         device = prepare_device(config)
         images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
+        config = with_data(config, images)
         data = fingerprint(images)
         saved = folder.find_checkpoint(out, config.resume, echo)
         if saved is not None:
-            folder.check_same_run(saved, mapping, data)
+            folder.check_same_run(saved, to_mapping(config), data)
         extract = config.evaluation.extractor(device)
         state = build_state(config, device)
         if saved is not None:
@@ -214,10 +120,11 @@ def train(
             device=device,
             mirror=config.data.mirror,
         ) as feeder:
-            folder.prepare(out, toml)
+            # How this command began is not part of the run: its config.toml goes on with what is there.
+            folder.prepare(out, to_toml(replace(config, resume="auto", init="")))
             with RunLog(out, echo=echo, resume_at=state.samples) as log:
                 step = new_step(config, state, log.line)
-                run = _Run(config, mapping, out, images, data, state, step, feeder, log)
+                run = _Run(config, out, images, data, state, step, feeder, log)
                 run.extract = extract
                 _start(run, saved)
                 ticker = Ticker(
@@ -322,7 +229,9 @@ def _score(run: _Run, before: int, ticker: Ticker) -> dict[str, float]:
     if run.extract is None or not due:
         return {}
     with ticker.pause():
-        fake = generator_images(run.config.system, state.averages, options.samples, state.device)
+        fake = generated_images(
+            run.config.system, state.averages, run.config.shape, options.samples, state.device, run.images
+        )
         results = evaluate(images_of(run.images), fake, run.extract, parse_metrics(options.metrics))
     numbers = numbers_of(results)
     words = ", ".join(f"{name} {value:.5g}" for name, value in numbers.items())
@@ -354,13 +263,13 @@ def _columns(count: int) -> int:
 def _draw_fakes(run: _Run) -> Path:
     """Samples of the averaged generator for the run's fixed latents, as fakes-IMAGES.png."""
     count = run.config.output.grid_images
-    latents = picture_latents(run.config.system, range(count), run.state.device)
-    images = to_uint8(sample_images(run.config.system, run.state.averages, latents))
+    run.pictured = run.pictured or picture_batch(run.images, range(count), run.state.device)
+    images = draw_pictures(run.config.system, run.state.averages, run.pictured)
     return save_png(grid(images, columns=_columns(count)), run.out / f"fakes-{run.state.samples:09}.png")
 
 
 def _save(run: _Run) -> None:
-    state = {"config": run.mapping, "counters": run.state.counters(), "data": run.data}
+    state = {"config": to_mapping(run.config), "counters": run.state.counters(), "data": run.data}
     path = checkpoints.save(
         run.out / "checkpoints",
         f"step-{run.state.step:09}",

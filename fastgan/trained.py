@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 from fastgan.config import Config, from_mapping
+from fastgan.contract import Samples
 from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
-from fastgan.evaluation import Progress, evaluate, generator_images, numbers_of, parse_metrics
+from fastgan.evaluation import Progress, evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.export import export
 from fastgan.features import open_extractor
 from fastgan.generator import Generator
 from fastgan.metrics import FeatureStatistics
 from fastgan.metrics.result import Result
 from fastgan.metrics.sources import Images, images_of
-from fastgan.pictures import latent_path, load_players, picture_latents, sample_images
+from fastgan.pictures import latent_path, load_players, picture_labels, picture_latents, sample_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
 from fastgan.train import pick_device
@@ -85,7 +86,9 @@ def draw_samples(
     """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder."""
     numbers = parse_seeds(seeds)
     config, players, device = load_run(run, weights == "average", device_name, say)
-    images = to_uint8(sample_images(config.system, players, picture_latents(config.system, numbers, device)))
+    system = _sampler(config, "sample")
+    latents, labels = picture_latents(system, numbers, device), picture_labels(config.shape, numbers, device)
+    images = to_uint8(sample_images(system, players, latents, labels))
     out = out or _run_folder(run) / f"samples-{_file_name(seeds)}.png"
     with _writable(out):
         save_png(grid(images), out)
@@ -107,14 +110,28 @@ def draw_interpolation(
         if value < 1:
             raise FastganError(f"--{name} must be 1 or more, got {value}")
     config, players, device = load_run(run, weights == "average", device_name, say)
-    path = latent_path(config.system, picture_latents(config.system, numbers, device), frames)
-    images = to_uint8(sample_images(config.system, players, path))
+    system = _sampler(config, "interpolate")
+    path = latent_path(system, picture_latents(system, numbers, device), frames)
+    images = to_uint8(sample_images(system, players, path, _labels_of_path(config, numbers, frames, device)))
     out = out or _run_folder(run) / f"interpolation-{_file_name(seeds)}.webp"
     strip = out.with_suffix(".png")
     with _writable(out):
         save_animation(images, out, fps=fps)
         save_png(grid(images, columns=frames), strip)
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
+
+
+def _sampler(config: Config, command: str) -> Samples:
+    """The system as one that makes images from latents, or FastganError."""
+    if not isinstance(config.system, Samples):
+        raise FastganError(f"fastgan {command}: preset {config.preset} makes images from images, not from seeds")
+    return config.system
+
+
+def _labels_of_path(config: Config, seeds: list[int], frames: int, device: torch.device) -> torch.Tensor | None:
+    """The label of the seed that each frame comes from."""
+    labels = picture_labels(config.shape, seeds, device)
+    return None if labels is None else labels.repeat_interleave(frames)
 
 
 def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
@@ -237,13 +254,14 @@ def _sides(options: SourceOptions, say: Say) -> tuple[Images, Images | FeatureSt
     source, size = options.source.expanduser(), options.size
     if (source / "checkpoints").is_dir() or (source / "state.json").exists():
         config, players, device = load_run(source, not options.live, options.device, say)
-        fake = generator_images(config.system, players, options.samples, device, str(options.source))
         # The reals as the run saw them: cropped and resized alike.
         if size and size != config.data.size:
             raise FastganError(f"--size {size}: the pictures of {source} have {config.data.size}; leave it out")
-        if options.data and options.data.endswith(".npz"):
-            return fake, FeatureStatistics.load(options.data)
-        return fake, images_of(open_images(replace(config.data, path=options.data or config.data.path)))
+        statistics = bool(options.data and options.data.endswith(".npz"))
+        images = None if statistics else open_images(replace(config.data, path=options.data or config.data.path))
+        name = str(options.source)
+        fake = generated_images(config.system, players, config.shape, options.samples, device, images, name)
+        return fake, images_of(images) if images else FeatureStatistics.load(str(options.data))
     if options.data is None:
         raise FastganError(f"{source} is no run, so --data has to name the real images: a folder, a zip, or digits")
     fake = _given(str(source), size)

@@ -23,8 +23,9 @@ from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError, suggest
 from fastgan.kernels import _runtime
+from fastgan.options import Config, with_data
 from fastgan.step import Step, autocast_of
-from fastgan.train import Config, build_state, new_step, parameters, prepare_device
+from fastgan.train import build_state, new_step, parameters, prepare_device
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ def dry_run(config: Config) -> Iterator[str]:
     """Lines about the data, the networks and the kernels; then one step is done and timed. Writes no file."""
     device = prepare_device(config)
     images = open_images(config.data)
+    config = with_data(config, images)
     yield images.summary
     state = build_state(config, device)
     for name, module in state.modules.items():

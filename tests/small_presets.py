@@ -8,9 +8,9 @@ import torch
 
 from fastgan.contract import Batch
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
+from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step, TrainState, new_state
-from fastgan.train import Config
 
 NARROW = {
     Dense: {"generator_layers": (12, 10), "generator_width": 4, "critic_stem": 4, "critic_layers": (8,)},

@@ -10,7 +10,7 @@ import torch
 from judge import judge
 from numpy.typing import NDArray
 
-from fastgan.config import from_mapping, resolve, to_mapping, to_toml
+from fastgan.config import from_mapping, resolve
 from fastgan.data import open_images
 from fastgan.pictures import load_players, picture_latents, sample_images
 from fastgan.run import folder
@@ -28,7 +28,7 @@ def reals() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 @pytest.mark.timeout(400)
 def test_digits_are_legible_varied_and_not_copies(tmp_path: Path) -> None:
     config = resolve("digits", sets=[f'out="{tmp_path / "run"}"', "kimg=40", "output.tick_seconds=600", "device=cpu"])
-    train(config, mapping=to_mapping(config), toml=to_toml(config), echo=lambda line: None)
+    train(config, echo=lambda line: None)
     saved = folder.load(tmp_path / "run", print)
     mapping = dict(saved.state["config"])
     assert from_mapping(mapping.pop("preset"), mapping) == config

@@ -20,9 +20,9 @@ from fastgan.capture import WARMUP, CapturedStep, CudaGraphs
 from fastgan.contract import Batch, Draw
 from fastgan.errors import FastganError
 from fastgan.kernels._runtime import plain_layers
+from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import autocast_of
-from fastgan.train import Config
 
 # wgan-gp-64 differs from dcgan-64 by its penalty alone, of which r3gan-32 has two.
 NAMES = ["digits", "dcgan-64", "sngan-32", "r3gan-32"]

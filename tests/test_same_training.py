@@ -13,7 +13,7 @@ from small_presets import batch_of, narrow
 from benchmarks import baselines, steps
 from fastgan.models import R3GAN
 from fastgan.optim import Averaging
-from fastgan.train import Config
+from fastgan.options import Config
 
 ALL = os.environ.get("FASTGAN_TESTS") == "all"
 STEPS = 200 if ALL else 20

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from fastgan.config import resolve, to_mapping, to_toml
+from fastgan.config import resolve
 from fastgan.errors import FastganError
+from fastgan.options import Config
 from fastgan.run import folder
 from fastgan.ticker import Tick
-from fastgan.train import DONE, Config, Outcome, train
+from fastgan.train import DONE, Outcome, train
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -53,7 +54,7 @@ def config(out: Path, *sets: str) -> Config:
 
 def run(out: Path, *sets: str) -> Outcome:
     c = config(out, *sets)
-    return train(c, mapping=to_mapping(c), toml=to_toml(c), echo=lambda line: None)
+    return train(c, echo=lambda line: None)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -141,7 +142,7 @@ def test_resume_after_a_stop_is_bitwise(whole: Path, tmp_path: Path) -> None:
             raise Enough
 
     with pytest.raises(Enough):
-        train(c, mapping=to_mapping(c), toml=to_toml(c), echo=lambda line: None, on_tick=stop)
+        train(c, echo=lambda line: None, on_tick=stop)
     assert folder.load(out, print).state["counters"] == {"step": 10, "samples": 160}
     run(out)
     assert same(whole, out)
@@ -221,7 +222,7 @@ def test_init_takes_weights_and_nothing_else(whole: Path, tmp_path: Path) -> Non
             "kimg=0.016",
             f'out="{out}-{source.name}"',
         )
-        train(c, mapping=to_mapping(c), toml=to_toml(c), echo=lambda line: None)
+        train(c, echo=lambda line: None)
         mine = load_file(folder.load(Path(c.out), print).path / "generator.safetensors")
         name = "generator.ema" if source.suffix else "generator"
         theirs = load_file(newest / f"{name}.safetensors")
@@ -271,7 +272,7 @@ def test_an_image_that_breaks_while_training_stops_it_and_keeps_what_was_trained
 
     c = config(out, *sets)
     with pytest.raises(FastganError, match=r"\.jpg"):
-        train(c, mapping=to_mapping(c), toml=to_toml(c), echo=lambda line: None, on_tick=damage)
+        train(c, echo=lambda line: None, on_tick=damage)
     assert folder.load(out, print).state["counters"]["step"] >= 3
 
 

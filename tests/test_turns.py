@@ -13,9 +13,9 @@ from small_presets import batch_of, narrow, step_of
 
 from fastgan import penalty
 from fastgan.contract import Batch
+from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step
-from fastgan.train import Config
 
 # The others of the family play the same turns as r3gan-64.
 NAMES = [name for name in PRESETS if name not in ("r3gan-32", "r3gan-256")]

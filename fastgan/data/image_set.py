@@ -24,6 +24,8 @@ class ImageSet:
     classes: names of the classes, in the order of their numbers; () without labels
     summary: one line for the log
     left_out: one line for each unusable image that was left out
+    source: the second set of a translation, None where there is none
+    aligned: image number i of `source` is the partner of image number i; else the two are independent
     """
 
     name: str
@@ -35,6 +37,8 @@ class ImageSet:
     labels: Indices | None = None
     classes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    source: ImageSet | None = None
+    aligned: bool = False
 
     def __len__(self) -> int:
         return self.count

@@ -32,6 +32,12 @@ class DataOptions:
     crop: str = "center"
     """"center": the largest centred square, resized. "none": all of the image, squeezed into a square."""
 
+    classes: int = 0
+    """Number of classes; 0: as many as the set has. A run fills it in."""
+
+    source_channels: int = 0
+    """Channels of the second set of images that a translation starts from; 0: there is none. A run fills it in."""
+
     mirror: bool = False
     """Show a random half of the images mirrored left to right."""
 
@@ -57,6 +63,8 @@ class DataOptions:
         for name, valid, expected in (
             ("size", 4 <= self.size <= 4096, "pixels from 4 to 4096"),
             ("channels", self.channels in (1, 3), "1 or 3"),
+            ("classes", self.classes >= 0, "0 or more"),
+            ("source_channels", self.source_channels in (0, 1, 3), "0, 1 or 3"),
             ("memory_gb", self.memory_gb >= 0, "0 or more"),
             ("max_bad", 0 <= self.max_bad < 1, "a fraction from 0 to below 1"),
             ("min_side", self.min_side >= 1, "1 or more"),

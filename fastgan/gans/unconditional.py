@@ -115,9 +115,15 @@ class UnconditionalGAN:
     def way(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         return way(self.latent_distribution, a, b, t)
 
-    def sample(self, players: Mapping[str, nn.Module], latents: Tensor) -> Tensor:
+    def sample(self, players: Mapping[str, nn.Module], latents: Tensor, labels: Tensor | None = None) -> Tensor:
         images: Tensor = players["generator"](latents)
         return images
+
+    def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
+        return self.sample(players, self.latents(draw).to(batch.images.dtype))
+
+    def pictures(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> tuple[Tensor, ...]:
+        return (self.generate(players, batch, draw),)
 
 
 class _Play:

@@ -31,6 +31,9 @@ FREE = (
 )
 
 
+NEWER = ("data.classes", "data.source_channels")
+
+
 def find_checkpoint(out: Path, resume: str, warn: Callable[[str], None]) -> checkpoints.Checkpoint | None:
     """What a run starts from, by `--resume auto|never|PATH`; None for a fresh start.
 
@@ -75,6 +78,8 @@ def check_same_run(saved: checkpoints.Checkpoint, mapping: Mapping[str, Any], da
     data: what tells one set from another, {"images": count, "sha256": of some of them}; the path may change
     """
     theirs, mine = flatten(saved.state["config"]), flatten(mapping)
+    for key in NEWER:  # a checkpoint without it was made before there was a choice
+        theirs.setdefault(key, mine.get(key))
     for key in sorted(theirs.keys() | mine.keys()):
         if not key.startswith(FREE) and theirs.get(key) != mine.get(key):
             raise FastganError(

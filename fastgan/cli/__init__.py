@@ -1,0 +1,63 @@
+"""The `fastgan` command: flags -> Config -> one call each. The only room that knows tyro and rich.
+
+commands: what can be asked;  actions: what it does;  screen: what is printed
+
+Exit status: 0 done, 2 something the user can mend (one line), 3 stopped early and resumable, 1 a bug (traceback).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+# PyTorch's threads wait asleep, not spinning: on a machine that does something else too, spinning made small
+# operations 5 to 20 times slower. It is read when torch is loaded, so it comes before any other import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import tyro
+from tyro.conf import DisallowNone, FlagCreatePairsOff
+
+from fastgan.allocator import keep_freed_memory
+from fastgan.cli import actions
+from fastgan.cli.commands import Command
+from fastgan.errors import FastganError
+from fastgan.terminal import one_line, say_warning
+
+MENDABLE, RESUMABLE = 2, 3
+
+
+def parse(args: Sequence[str] | None) -> Command:
+    """The command in `args`. An unknown or missing flag is one line, not a box."""
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(
+                Command,
+                prog="fastgan",
+                args=args,
+                description=__doc__.split("\n\n")[-1] if __doc__ else None,
+                config=(DisallowNone, FlagCreatePairsOff),
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise FastganError(one_line(caught.getvalue())) from None
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = say_warning
+            keep_freed_memory()
+            return actions.run(parse(args))
+    except FastganError as error:
+        print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
+        return MENDABLE
+    except KeyboardInterrupt:
+        print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
+        return RESUMABLE

@@ -1,0 +1,133 @@
+"""What each command does: flags -> Config -> one call."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+
+from rich.table import Table
+
+from fastgan import __version__
+from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.screen import console, progress, say, sides
+from fastgan.config import Config, resolve, to_toml
+from fastgan.errors import FastganError
+from fastgan.terminal import as_typed_here
+
+
+def run(command: Command) -> int:
+    match command:
+        case Train():
+            return run_train(command)
+        case Sample():
+            return run_sample(command)
+        case Interpolate():
+            return run_interpolate(command)
+        case Export():
+            return run_export(command)
+        case Eval():
+            return run_eval(command)
+        case Bench():
+            return run_bench(command)
+        case Doctor():
+            return run_doctor(command)
+
+
+def train_config(command: Train) -> Config:
+    """The Config that the flags of `train` mean."""
+    flags = {
+        "data.path": command.data,
+        "kimg": command.kimg,
+        "batch": command.batch,
+        "seed": command.seed,
+        "out": command.out,
+        "init": command.init,
+        "resume": command.resume,
+        "device": command.device,
+        "data.workers": command.workers,
+        "evaluation.every_kimg": command.eval_every,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
+    config = resolve(preset, command.config, given, command.set)
+    if not config.data.path:
+        raise FastganError(f"preset {config.preset} needs images: --data FOLDER or ZIP (or --preset digits to try it)")
+    return config if config.out else replace(config, out=f"runs/{config.preset}")
+
+
+def run_train(command: Train) -> int:
+    from fastgan.train import train
+    from fastgan.trial import dry_run
+
+    config = train_config(command)
+    if command.dry_run:
+        say(f"# {config.out} would be trained with\n{to_toml(config)}")
+        for line in dry_run(config):
+            say(line)
+        return 0
+    with progress() as on_tick:
+        outcome = train(config, echo=say, on_tick=on_tick)
+    speed = f", {outcome.images_per_second:.0f} images/s" if outcome.images_per_second else " before; --kimg goes on"
+    say(f"{outcome.samples / 1000:g} kimg done{speed}")
+    say(f"samples: {outcome.pictures}\nreport:  {outcome.report}")
+    if outcome.status == 0:
+        commands = (outcome.out / "next.txt").read_text().splitlines()
+        say("try next:\n" + "".join(f"  {as_typed_here(line)}\n" for line in commands))
+    return outcome.status
+
+
+def run_sample(command: Sample) -> int:
+    from fastgan.trained import draw_samples
+
+    draw_samples(command.run, command.seeds, command.out, command.singles, command.weights, command.device, say)
+    return 0
+
+
+def run_interpolate(command: Interpolate) -> int:
+    from fastgan.trained import draw_interpolation as draw
+
+    draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, say)
+    return 0
+
+
+def run_export(command: Export) -> int:
+    from fastgan.trained import export_run
+
+    export_run(command.run, command.out, command.onnx, command.weights, say)
+    return 0
+
+
+def run_eval(command: Eval) -> int:
+    from fastgan.trained import SourceOptions, score, scores_as_json, scores_as_text
+
+    options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
+    with sides() as progress:
+        scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
+    say(scores_as_json(scores) if command.json else scores_as_text(scores))
+    return 0
+
+
+def run_doctor(command: Doctor) -> int:
+    from fastgan.bench import device_info
+    from fastgan.kernels import _runtime
+    from fastgan.kernels.verify import verify_kernels
+    from fastgan.train import pick_device
+
+    here = device_info(pick_device("auto"))
+    say(f"fastgan {__version__}, Python {here.python}, torch {here.torch}, CUDA {here.cuda}, triton {here.triton}")
+    say(f"{here.name}, {here.threads} threads")
+    say(_runtime.build_summary())
+    passed = verify_kernels(say) if command.verify else True
+    table = Table("operation", "runs as", "because", box=None, pad_edge=False)
+    for op in _runtime.report():
+        table.add_row(op.op, op.implementation, op.reason)
+    console.print(table)
+    return 0 if passed else 1
+
+
+def run_bench(command: Bench) -> int:
+    from fastgan.trial import bench_preset
+
+    c = command
+    bench_preset(c.preset, c.batch, c.device, c.steps, c.set, c.against, c.plot, say)
+    return 0

@@ -1,0 +1,169 @@
+"""The commands and their flags, as the help shows them. One dataclass a command; fastgan.cli.actions runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction
+
+from fastgan.presets import DEFAULT_PRESET, PRESETS
+
+PRESET_HELP = f"system, networks, losses, optimisers: {', '.join(PRESETS)}"
+
+
+def _default(text: str) -> Any:
+    """What the help says in place of `None`."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+@dataclass
+class Train:
+    """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
+
+    data: Annotated[str | None, _default("the preset's")] = None
+    """folder or zip of images, or "digits" (1,797 handwritten digits, no data needed)"""
+    preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
+    out: Annotated[str | None, _default("runs/PRESET")] = None
+    """run folder"""
+    kimg: Annotated[float | None, _default("the preset's")] = None
+    """length of the run, in thousands of images"""
+    batch: Annotated[int | None, _default("the preset's")] = None
+    """images per step"""
+    seed: Annotated[int | None, _default("0")] = None
+    """of weights, order and noise"""
+    init: Annotated[str | None, _default("fresh weights")] = None
+    """start from the weights of a run, a checkpoint or a .safetensors file"""
+    config: Annotated[Path | None, _default("the preset alone")] = None
+    """TOML file, such as another run's config.toml"""
+    set: Annotated[list[str], UseAppendAction] = field(default_factory=list)
+    """any key of the config, such as data.size=128, system.r1=0.5, optim.critic.lr=1e-4; --dry-run prints all"""
+    dry_run: bool = False
+    """print the config, the data, the networks and what runs on which kernel; do one step; write nothing"""
+    resume: Annotated[str | None, _default("auto")] = None
+    """auto, never, or a run or checkpoint to go on from"""
+    device: Annotated[str | None, _default("auto")] = None
+    """auto, cpu, cuda, cuda:1"""
+    workers: Annotated[int | None, _default("one per core")] = None
+    """threads that decode images"""
+    eval_every: Annotated[float | None, _default("never")] = None
+    """score the generator every so many thousand images; how: --set evaluation.metrics=fid,kid and others"""
+
+
+@dataclass
+class Sample:
+    """Draw pictures from a trained run; the same seeds give the same pictures."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    seeds: str = "0-63"
+    """numbers and ranges, such as 0-63 or 3,7,20-29"""
+    out: Path | None = None
+    """PNG file of the grid (default: RUN/samples-SEEDS.png)"""
+    singles: Path | None = None
+    """also one PNG per seed, into this folder"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
+class Interpolate:
+    """Walk through latents from seed to seed: an animation and a film strip."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    seeds: str = "0-7"
+    """two or more, such as 0-7 or 3,7,20"""
+    frames: int = 16
+    """pictures from each seed to the next"""
+    out: Path | None = None
+    """WebP file of the animation (default: RUN/interpolation-SEEDS.webp); the strip lies beside it as PNG"""
+    fps: int = 16
+    """pictures per second"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
+class Eval:
+    """Score a run or a set of images against real ones: FID and others."""
+
+    source: Positional[Path]
+    """run folder (or a checkpoint in it), or a folder or zip of images"""
+    data: Annotated[str | None, _default("what the run was trained on")] = None
+    """real images: folder, zip, "digits", or .npz of statistics (mu, sigma) for the FID"""
+    metrics: str = "fid"
+    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity"""
+    features: Annotated[str | None, _default("digits for digits, else inception")] = None
+    """inception, vgg16, digits (each also with :LAYER), or a file of TorchScript or torch.export"""
+    weights: Annotated[Path | None, _default("the cache folder's")] = None
+    """file of the network's weights"""
+    download: bool = False
+    """get the published weights where they are not here yet; they are verified"""
+    resize: Literal["tensorflow", "pytorch", "clean"] = "tensorflow"
+    """how images are brought to the Inception's size: as torch-fidelity and StyleGAN, as pytorch-fid, as clean-fid"""
+    samples: int = 50_000
+    """pictures drawn from a run"""
+    size: Annotated[int | None, _default("as they are; for a run, its size")] = None
+    """crop and resize all images to this first, as in training"""
+    live: bool = False
+    """the weights of the last step, not the averaged ones"""
+    batch: int = 64
+    """images that the network sees at once"""
+    json: bool = False
+    """print JSON and nothing else"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
+class Export:
+    """Write a run's generator for others: safetensors, torch.export and ONNX, each checked against the run."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    out: Annotated[Path | None, _default("RUN/export")] = None
+    """folder for generator.safetensors with config.json, generator.pt2, generator.onnx"""
+    onnx: bool = False
+    """ONNX too; needs pip install 'fastgan[export]'"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+
+
+@dataclass
+class Doctor:
+    """Say what is installed, and for each kernel which implementation runs here and why."""
+
+    verify: bool = False
+    """check our kernels on the GPUs that are here; those that pass are used from then on"""
+
+
+@dataclass
+class Bench:
+    """Measure the step on random images: images/s, ms per part, share of the machine's ceilings, peak memory."""
+
+    what: Positional[Literal["step"]] = "step"
+    """the whole training step"""
+    preset: str = DEFAULT_PRESET
+    """preset whose step is measured"""
+    batch: int | None = None
+    """images per step"""
+    steps: int = 5
+    """timed rounds, after untimed ones"""
+    against: str = ""
+    """eager, compile or eager,compile: plain PyTorch with the same networks and losses, timed in turn"""
+    plot: Path | None = None
+    """SVG file for the parts of the step beside their floors"""
+    set: Annotated[list[str], UseAppendAction] = field(default_factory=list)
+    """any key of the config, such as data.size=128"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+Command = Train | Sample | Interpolate | Eval | Export | Doctor | Bench
