@@ -34,8 +34,7 @@ def parts_of(name: str, samples: Samples) -> list[Tensor]:
         raise FastganError(f"{name} must have the same N > 0 in all tensors, got {described(samples)}")
     if not any(part.is_floating_point() for part in parts):
         raise FastganError(
-            f"{name} must be floating point, got {described(samples)}; "
-            "bring uint8 images to [-1, 1] with x / 127.5 - 1"
+            f"{name} must be floating point, got {described(samples)}; bring uint8 images to [-1, 1] with x / 127.5 - 1"
         )
     return parts
 

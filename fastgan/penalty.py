@@ -128,7 +128,7 @@ def critic_backward(
 
 
 def _leaves_to_autograd(game: _Game, method: str) -> bool:
-    """Whether nothing can be gained: no penalty, nor is a gradient by fake wanted, and real and fake cannot be joined."""
+    """Whether nothing can be gained: no penalty, no gradient by fake is wanted, and real and fake cannot be joined."""
     wanted = game.coefficients or game.generator_loss
     return method == "auto" and not wanted and not sweep.may_join(game.critic, game.reals[0].device)
 
@@ -242,7 +242,9 @@ def _by_sweep(game: _Game, *, insist: bool) -> CriticResult:
     return game.result(objective, swept.logits[0], swept.logits[1], values, method, *generators)
 
 
-def _slopes_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+def _slopes_of(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
     """A loss, and its derivatives by the logits of reals and of fakes; None for what it does not read."""
     leaves = [each.detach().requires_grad_() for each in logits]
     with torch.enable_grad():

@@ -97,8 +97,8 @@ class Analysis:
 
     @property
     def couples(self) -> bool:
-        """Whether any value, differentiated or not, mixes samples."""
-        return any(layout is None for layout in self.layouts.values())
+        """Whether any value that is used, differentiated or not, mixes samples."""
+        return any(layout is None and node.users for node, layout in self.layouts.items())
 
     @property
     def one_logit_per_sample(self) -> bool:

@@ -327,9 +327,7 @@ class Sweep:
         accumulate(total)
 
 
-def _both(
-    critic: Callable[..., Any], real: Side, fake: Side, insist: bool, sloped: bool, capture: Capture
-) -> _Pass:
+def _both(critic: Callable[..., Any], real: Side, fake: Side, insist: bool, sloped: bool, capture: Capture) -> _Pass:
     """Both sides in one call; raises _Apart where that would not be the same."""
     both = _Pass(critic, [real, fake], insist, sloped and fake.penalised)
     try:
