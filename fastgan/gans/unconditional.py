@@ -8,6 +8,11 @@ Players: a generator G(z) and a critic D(x). A step is
 The last critic turn keeps the graph of its G(z), and the generator's turn goes on from there: the generator does
 not change in between, so this is the same algorithm with one generator pass less.
 
+Simultaneous updates are another algorithm: the generator follows the gradient that the critic gives before its own
+update (Jacobi's order instead of Gauss and Seidel's; Mescheder et al. 2017, arXiv:1705.10461, section 2). That gradient
+is  d loss.generator / d D(G(z)) * g,  with g the slope of the critic at the fakes, which R2 needs anyway: the
+generator's turn takes no pass of the critic.
+
 Penalties: R1 on reals (Mescheder et al. 2018, arXiv:1801.04406), R2 on fakes (the same; Huang et al. 2024,
 arXiv:2501.05441), WGAN-GP on interpolates (Gulrajani et al. 2017, arXiv:1704.00028). With penalty_every = k they
 are part of every k-th step only, k times as strong ("lazy", Karras et al. 2020, arXiv:1912.04958).
@@ -47,6 +52,7 @@ class UnconditionalGAN:
     penalty_every:       penalties in every k-th step only, k times as strong
     critic_steps:        critic turns per generator turn
     augment:             augmentation of what the critic sees, reals and fakes alike (fastgan.augment)
+    simultaneous:        the generator learns from the critic as it was before the step's last update of it
     """
 
     networks: Networks = field(default_factory=DCGAN)
@@ -59,6 +65,7 @@ class UnconditionalGAN:
     penalty_every: int = 1
     critic_steps: int = 1
     augment: Augment = field(default_factory=Augment)
+    simultaneous: bool = False
 
     averaged = ("generator",)
 
@@ -143,9 +150,12 @@ class _Play:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
         self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars)
         self.fake: Tensor | None = None
+        # The generator's loss, the fakes as the critic saw them, and the gradient of the one by the other.
+        self.ready: tuple[Tensor, Tensor, Tensor] | None = None
 
     def critic_turn(self, *, keep: bool, penalised: bool) -> Callable[[Batch, Draw], dict[str, Tensor]]:
         """Critic turn as a function of (batch, draw). keep: leave the fakes and their graph to the generator."""
+        simultaneous = keep and self.options.simultaneous
 
         def gradients(batch: Batch, draw: Draw) -> dict[str, Tensor]:
             latents = self.options.latents(draw).to(batch.images.dtype)
@@ -156,7 +166,7 @@ class _Play:
             weights = {name: self.scalars[name] * self.options.penalty_every for name in names}
             raw = bool(self.augment) and bool(names) and self.options.augment.penalty == "raw"
             critic: Callable[[Tensor], Tensor] = self.critic
-            real, fake = batch.images, fake.detach()
+            real, fake = batch.images, fake if simultaneous else fake.detach()
             if raw:
                 critic = self.augment.seen_through(critic, draw)
             else:
@@ -164,15 +174,20 @@ class _Play:
             result = critic_backward(
                 critic,
                 real,
-                fake,
+                fake.detach(),
                 self.loss.critic,
                 r1=weights.get("r1", 0.0),
                 r2=weights.get("r2", 0.0),
                 wgan_gp=weights.get("wgan_gp", 0.0),
                 epsilon=draw.uniform().to(batch.images.dtype) if "wgan_gp" in names else None,
                 method="autograd" if raw else "auto",
+                generator_loss=self.loss.generator if simultaneous else None,
             )
             self.augment.observe(result.real_logits)
+            if simultaneous:
+                assert isinstance(result.fake_gradient, Tensor)
+                assert result.generator_loss is not None
+                self.ready = result.generator_loss, fake, result.fake_gradient
             return {
                 "loss": result.loss,
                 "real_logits": result.real_logits.mean(),
@@ -186,6 +201,10 @@ class _Play:
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.fake is not None, "the generator's turn comes after the critic's"
         fake, self.fake = self.fake, None
+        if self.ready is not None:
+            (loss, seen, slope), self.ready = self.ready, None
+            seen.backward(slope)  # type: ignore[no-untyped-call]
+            return {"loss": loss}
         with frozen(self.critic):
             real_logits = self._real_logits(batch, draw)
             loss = self.loss.generator(_wide(real_logits), _wide(self.critic(self.augment(fake, draw))))
