@@ -83,8 +83,8 @@ class _Play(Play):
             codes = mean + deviation.exp() * draw.normal(self.options.latent).to(codes.dtype)
         return Compared((batch.images, codes), (self.players["generator"](latents), latents))
 
-    def generator_loss(self, compared: Compared) -> tuple[Tensor, dict[str, Tensor]]:
-        real, fake = wide(self.score(compared.real, None)), wide(self.score(compared.fake, None))
+    def generator_loss(self, compared: Compared, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        real, fake = (wide(self.score(self.seen(side, draw), None)) for side in (compared.real, compared.fake))
         loss = self.loss.generator(real, fake)
         if self.loss.generator_compares:  # it falls with every D(x, E(x)), too
             return loss, {}

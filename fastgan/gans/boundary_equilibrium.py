@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from fastgan.contract import Batch, Draw, ImageShape, Networks, Turn
+from fastgan.dist import group_mean
 from fastgan.errors import FastganError
 from fastgan.gans.latents import check_distribution, draw_latents, way
 from fastgan.gans.play import at_least_one, frozen, wide
@@ -71,6 +72,9 @@ class BoundaryEquilibriumGAN:
                 raise FastganError(f"{name} must be {expected}, got {getattr(self, name)}")
 
     def schedules(self) -> dict[str, Scheduled]:
+        return {}
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
         return {}
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
@@ -132,7 +136,7 @@ class _Play:
             loss.backward()  # type: ignore[no-untyped-call]
         lack = self.options.gamma * self.real_energy - loss.detach()
         with torch.no_grad():
-            self.critic.balance.add_(self.options.rate * lack).clamp_(0, 1)
+            self.critic.balance.add_(self.options.rate * group_mean(lack)).clamp_(0, 1)
         return {
             "loss": loss.detach(),
             "balance": self.critic.balance.clone(),

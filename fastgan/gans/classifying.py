@@ -7,12 +7,13 @@ beside that of fastgan.penalty.critic_backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastgan.gans.play import Compared, Game, Play, detached, wide
+from fastgan.contract import Draw
+from fastgan.gans.play import Compared, Game, Play, detached, first, wide
 from fastgan.penalty import critic_backward
 
 
@@ -43,22 +44,18 @@ class ClassifyingPlay(Play):
         self.judge = Verdict(self.critic)
 
     def train_critic(
-        self,
-        compared: Compared,
-        weights: Mapping[str, float | Tensor],
-        uniform: Callable[[], Tensor] | None,
-        names: tuple[str, ...],
+        self, compared: Compared, draw: Draw, names: tuple[str, ...], *, simultaneous: bool
     ) -> dict[str, Tensor]:
         if not names:
-            return self._in_one_pass(compared)
-        found = super().train_critic(compared, weights, uniform, names)
-        real, fake = detached(compared.real), detached(compared.fake)
+            return self._in_one_pass(compared, draw)
+        found = super().train_critic(compared, draw, names, simultaneous=simultaneous)
+        real, fake = (first(self.seen(detached(side), draw)) for side in (compared.real, compared.fake))
         at_real, at_fake = wide(self.critic(real)), wide(self.critic(fake))
         loss = self.class_loss(at_real, at_fake, compared)
         loss.backward()  # type: ignore[no-untyped-call]
         return found | {"class_loss": loss.detach(), **self.observe(at_real.detach(), at_fake.detach(), compared)}
 
-    def _in_one_pass(self, compared: Compared) -> dict[str, Tensor]:
+    def _in_one_pass(self, compared: Compared, draw: Draw) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = {}
 
         def both(at_real: Tensor, at_fake: Tensor) -> Tensor:
@@ -66,7 +63,9 @@ class ClassifyingPlay(Play):
             parts["class_loss"] = self.class_loss(at_real, at_fake, compared)
             return parts["loss"] + parts["class_loss"]
 
-        result = critic_backward(self.critic, detached(compared.real), detached(compared.fake), both)
+        real, fake = (self.seen(detached(side), draw) for side in (compared.real, compared.fake))
+        result = critic_backward(self.critic, real, fake, both)
+        self.augment.observe(result.real_logits[:, 0])
         return {
             "loss": parts["loss"].detach(),
             "real_logits": result.real_logits[:, 0].mean(),
@@ -89,8 +88,9 @@ class ClassifyingPlay(Play):
         found = at_fake[:, 1:].argmax(1).eq(compared.fake_classes)
         return {"class_accuracy": found.to(at_fake.dtype).mean()}
 
-    def generator_loss(self, compared: Compared) -> tuple[Tensor, dict[str, Tensor]]:
+    def generator_loss(self, compared: Compared, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         assert compared.fake_classes is not None
-        values = wide(self.critic(compared.fake))
-        loss = self.loss.generator(wide(self.score_reals(compared)), values[:, 0])
+        real = self.score_reals(compared, draw)
+        values = wide(self.critic(first(self.seen(compared.fake, draw))))
+        loss = self.loss.generator(wide(real), values[:, 0])
         return loss, {"class_loss": self.weight * cross_entropy(values[:, 1:], compared.fake_classes)}

@@ -32,10 +32,12 @@ class ConditionalGAN(Game):
 
     labels:      how they enter: "projection" or "concatenation"
     label_width: length of e(y) where it is concatenated
+    simultaneous: the generator learns from the critic as it was before the step's last update of it
     """
 
     labels: str = "projection"
     label_width: int = 16
+    simultaneous: bool = False
 
     labelled = True
 

@@ -8,6 +8,11 @@ A step is
 The last critic turn keeps the graph of what it compared, and the generator's turn goes on from there: the generator
 does not change in between, so this is the same algorithm with one generator pass less.
 
+Simultaneous updates are another algorithm: the generator follows the gradient that the critic gives before its own
+update (Jacobi's order instead of Gauss and Seidel's; Mescheder et al. 2017, arXiv:1705.10461, section 2). That gradient
+is  d loss.generator / d D(fake) * g,  with g the slope of the critic at the fakes, which R2 needs anyway: the
+generator's turn takes no pass of the critic.
+
 Penalties: R1 on reals (Mescheder et al. 2018, arXiv:1801.04406), R2 on fakes (the same; Huang et al. 2024,
 arXiv:2501.05441), WGAN-GP on interpolates (Gulrajani et al. 2017, arXiv:1704.00028). With penalty_every = k they
 are part of every k-th step only, k times as strong ("lazy", Karras et al. 2020, arXiv:1912.04958).
@@ -23,12 +28,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, Networks, Turn
+from fastgan.critic_inputs import Samples
+from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.latents import check_distribution, draw_latents, way
 from fastgan.losses import LOSSES
 from fastgan.models import DCGAN
-from fastgan.penalty import Samples, critic_backward
+from fastgan.penalty import critic_backward
 from fastgan.schedule import Scheduled, lowest
 
 PENALTIES = ("r1", "r2", "wgan_gp")
@@ -46,6 +54,7 @@ class Game:
     wgan_gp:             lambda in lambda * mean (|grad D| - 1)^2 on interpolates
     penalty_every:       penalties in every k-th step only, k times as strong
     critic_steps:        critic turns per generator turn
+    augment:             augmentation of what the critic sees, reals and fakes alike (fastgan.augment)
     """
 
     networks: Networks = field(default_factory=DCGAN)
@@ -57,7 +66,10 @@ class Game:
     wgan_gp: Scheduled = 0.0
     penalty_every: int = 1
     critic_steps: int = 1
+    augment: Augment = field(default_factory=Augment)
 
+    # Whether the generator learns from the critic as it was before the step's last update of it: an option of some
+    simultaneous = False
     averaged: ClassVar[tuple[str, ...]] = ("generator",)
 
     def __post_init__(self) -> None:
@@ -68,9 +80,17 @@ class Game:
             if not lowest(getattr(self, name)) >= 0:
                 raise FastganError(f"penalty {name} must be 0 or more, got {getattr(self, name)}")
         at_least_one(self, "latent", "penalty_every", "critic_steps")
+        if self.augment.steered and self.loss in ("relativistic", "wasserstein"):
+            raise FastganError(
+                f"augment.target steers by the sign of the critic's logits, which has no meaning with the loss "
+                f"{self.loss!r}; set augment.target=0 and augment.p to a number or a schedule"
+            )
 
     def schedules(self) -> dict[str, Scheduled]:
-        return {name: getattr(self, name) for name in self.penalties}
+        return {name: getattr(self, name) for name in self.penalties} | self.augment.schedules()
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        return self.augment.memory(device)
 
     @property
     def penalties(self) -> tuple[str, ...]:
@@ -125,8 +145,10 @@ class Play:
     def __init__(self, options: Game, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> None:
         self.options, self.players, self.scalars = options, players, scalars
         self.critic = self.judge = players["critic"]
-        self.loss = LOSSES[options.loss]
+        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars, sum_over_ranks)
         self.kept: Compared | None = None  # from the last critic turn to the generator's
+        # The generator's loss, the fakes as the critic saw them, and the gradient of the one by the other.
+        self.ready: tuple[Tensor, Tensor, Tensor] | None = None
 
     def compare(self, batch: Batch, draw: Draw) -> Compared:
         raise NotImplementedError
@@ -150,34 +172,43 @@ class Play:
             with torch.set_grad_enabled(keep):
                 compared = self.compare(batch, draw)
             self.kept = compared if keep else None
-            weights: dict[str, float | Tensor] = dict.fromkeys(PENALTIES, 0.0)
-            weights |= {name: self.scalars[name] * self.options.penalty_every for name in names}
-            return self.train_critic(compared, weights, draw.uniform if "wgan_gp" in names else None, names)
+            statistics = self.train_critic(compared, draw, names, simultaneous=keep and self.options.simultaneous)
+            return statistics | ({} if self.augment.p is None else {"augment_p": self.augment.p})
 
         return gradients
 
     def train_critic(
-        self,
-        compared: Compared,
-        weights: Mapping[str, float | Tensor],
-        uniform: Callable[[], Tensor] | None,
-        names: tuple[str, ...],
+        self, compared: Compared, draw: Draw, names: tuple[str, ...], *, simultaneous: bool
     ) -> dict[str, Tensor]:
-        """Adds the gradient of the critic's objectives. uniform: draws epsilon of WGAN-GP; names: of the penalties."""
-        real, fake = detached(compared.real), detached(compared.fake)
-        dtype = (real[0] if isinstance(real, tuple) else real).dtype
+        """Adds the gradient of the critic's objectives. names: of the penalties that are part of this turn."""
+        weights = {name: self.scalars[name] * self.options.penalty_every for name in names}
+        raw = bool(self.augment) and bool(names) and self.options.augment.penalty == "raw"
+        critic: Callable[..., Tensor] = self.judge
+        real, fake = detached(compared.real), compared.fake if simultaneous else detached(compared.fake)
+        if raw:
+            critic = self.augment.seen_through(critic, draw)
+        else:
+            real, fake = self.seen(real, draw), self.seen(fake, draw)
         result = critic_backward(
-            self.judge,
+            critic,
             real,
-            fake,
+            detached(fake),
             self.loss.critic,
-            r1=weights["r1"],
-            r2=weights["r2"],
-            wgan_gp=weights["wgan_gp"],
+            r1=weights.get("r1", 0.0),
+            r2=weights.get("r2", 0.0),
+            wgan_gp=weights.get("wgan_gp", 0.0),
             real_labels=compared.labels,
             fake_labels=compared.labels,
-            epsilon=None if uniform is None else uniform().to(dtype),
+            epsilon=draw.uniform().to(first(real).dtype) if "wgan_gp" in names else None,
+            method="autograd" if raw else "auto",
+            generator_loss=self.loss.generator if simultaneous else None,
         )
+        self.augment.observe(result.real_logits)
+        if simultaneous:
+            assert isinstance(result.fake_gradient, Tensor)
+            assert isinstance(fake, Tensor)
+            assert result.generator_loss is not None
+            self.ready = result.generator_loss, fake, result.fake_gradient
         return {
             "loss": result.loss,
             "real_logits": result.real_logits.mean(),
@@ -188,34 +219,43 @@ class Play:
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.kept is not None, "the generator's turn comes after the critic's"
         compared, self.kept = self.kept, None
+        if self.ready is not None:
+            (loss, seen, slope), self.ready = self.ready, None
+            seen.backward(slope)  # type: ignore[no-untyped-call]
+            return {"loss": loss}
         with frozen(self.critic):
-            loss, others = self.generator_loss(compared)
+            loss, others = self.generator_loss(compared, draw)
             total = sum(others.values(), start=loss)
             total.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), **{name: value.detach() for name, value in others.items()}}
 
-    def generator_loss(self, compared: Compared) -> tuple[Tensor, dict[str, Tensor]]:
+    def generator_loss(self, compared: Compared, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         """The adversarial loss of those who made the fakes, and what else they minimise, by name."""
-        real = self.score_reals(compared)
-        return self.loss.generator(wide(real), wide(self.score(compared.fake, compared.labels))), {}
+        real = self.score_reals(compared, draw)
+        fake = self.score(self.seen(compared.fake, draw), compared.labels)
+        return self.loss.generator(wide(real), wide(fake)), {}
 
     def score(self, samples: Samples, labels: Tensor | None) -> Tensor:
         parts = samples if isinstance(samples, tuple) else (samples,)
         logits: Tensor = self.judge(*parts) if labels is None else self.judge(*parts, labels)
         return logits
 
-    def score_reals(self, compared: Compared) -> Tensor:
-        """Logits of the reals, for the losses that compare with them."""
+    def score_reals(self, compared: Compared, draw: Draw) -> Tensor:
+        """Logits of the reals, for the losses that compare with them; else a zero that nobody reads."""
         if not self.loss.generator_compares:
-            return self.scalars_like(compared)
+            return first(compared.fake).new_zeros(())
         with torch.no_grad():
-            return self.score(compared.real, compared.labels)
+            return self.score(self.seen(compared.real, draw), compared.labels)
 
-    @staticmethod
-    def scalars_like(compared: Compared) -> Tensor:
-        """A zero that stands for logits that nobody reads."""
-        first = compared.fake[0] if isinstance(compared.fake, tuple) else compared.fake
-        return first.new_zeros(())
+    def seen(self, samples: Samples, draw: Draw) -> Samples:
+        """The samples as the critic sees them: their images augmented."""
+        if isinstance(samples, tuple):
+            return (self.augment(samples[0], draw), *samples[1:])
+        return self.augment(samples, draw)
+
+
+def first(samples: Samples) -> Tensor:
+    return samples[0] if isinstance(samples, tuple) else samples
 
 
 def at_least_one(options: object, *names: str) -> None:

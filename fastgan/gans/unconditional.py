@@ -16,7 +16,12 @@ from fastgan.gans.play import Compared, Game, Play
 
 @dataclass(frozen=True)
 class UnconditionalGAN(Game):
-    """Options of the unconditional GAN: those of every game with one critic."""
+    """Options of the unconditional GAN: those of every game with one critic.
+
+    simultaneous: the generator learns from the critic as it was before the step's last update of it
+    """
+
+    simultaneous: bool = False
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
         return {

@@ -49,6 +49,11 @@ class VAEGAN(Game):
         for name in ("prior", "similarity"):
             if not getattr(self, name) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.augment.kind != "none":
+            raise FastganError(
+                "augment: a VAE-GAN compares an image with its reconstruction, which augmentation would tell apart; "
+                "leave augment.kind at 'none'"
+            )
         if self.latent_distribution != "normal":
             raise FastganError(
                 f"latent_distribution {self.latent_distribution!r}: the prior of a VAE-GAN is normal; leave it out"
@@ -106,7 +111,7 @@ class _Play(Play):
                 at_real = wide(critic.features(real))
             at_fake = critic.features(fake)
             likeness = (at_real - wide(at_fake[: len(real)])).square().sum(1).mean() / 2
-            loss = self.loss.generator(self.scalars_like(compared), wide(critic.verdict(at_fake)))
+            loss = self.loss.generator(fake.new_zeros(()), wide(critic.verdict(at_fake)))
             of_encoder = self.options.prior * self.divergence + likeness
             torch.autograd.backward(of_encoder, inputs=encoder, retain_graph=True)
             torch.autograd.backward(self.options.similarity * likeness + loss, inputs=generator)

@@ -1,6 +1,7 @@
 from fastgan.nn.conditional import ConditionalBatchNormAct1d, ConditionalBatchNormAct2d, ConditionalSequential
 from fastgan.nn.fuse import Record, fuse, fused
 from fastgan.nn.modules import BatchNormAct2d, BiasAct, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
+from fastgan.nn.shared import share_statistics
 
 __all__ = [
     "BatchNormAct2d",
@@ -13,4 +14,5 @@ __all__ = [
     "Record",
     "fuse",
     "fused",
+    "share_statistics",
 ]
