@@ -7,15 +7,15 @@ batches to the device ahead of the trainer.
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from fastgan.data.digits import load_digits
-from fastgan.data.files import list_folder, list_zip, printable
 from fastgan.data.folder import Progress, load
 from fastgan.data.image_set import ImageSet, fingerprint
 from fastgan.data.options import DataOptions
-from fastgan.errors import FastganError
+from fastgan.data.pack_format import is_pack
+from fastgan.data.pack_reader import open_pack
+from fastgan.data.sources import list_files
 
 __all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
 
@@ -28,17 +28,7 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     """
     if options.path == "digits":
         return load_digits(options)
-    advice = "give a folder of images, a .zip of one, or 'digits'"
-    if not options.path:
-        raise FastganError(f"data.path is empty; {advice}")
-    path = Path(os.path.expanduser(options.path))
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise FastganError(f"data {printable(options.path)!r}: {error.strerror}; {advice}") from error
-    if stat.S_ISDIR(mode):
-        return load(list_folder(path), options, progress)
-    if not stat.S_ISREG(mode):
-        raise FastganError(f"data {printable(options.path)!r} is neither a folder nor a file; {advice}")
-    # The largest image allowed, as 16-bit RGBA and not compressed, bounds what a member may unpack to.
-    return load(list_zip(path, max_bytes=8e6 * options.max_megapixels), options, progress)
+    folder = Path(os.path.expanduser(options.path))
+    if options.path and is_pack(folder):
+        return open_pack(folder, options)
+    return load(list_files(options.path, max_megapixels=options.max_megapixels), options, progress)

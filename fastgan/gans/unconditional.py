@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, Networks, Turn
+from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.latents import check_distribution, draw_latents, way
 from fastgan.losses import LOSSES
@@ -141,7 +142,7 @@ class _Play:
         scalars: Mapping[str, Tensor],
     ) -> None:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
-        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars)
+        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars, sum_over_ranks)
         self.fake: Tensor | None = None
 
     def critic_turn(self, *, keep: bool, penalised: bool) -> Callable[[Batch, Draw], dict[str, Tensor]]:

@@ -17,6 +17,10 @@ from fastgan.run import checkpoint as checkpoints
 from fastgan.run.files import reason, write_atomic
 from fastgan.run.mirror import Mirror, is_url
 
+# A file in the run folder where training was stopped early, was saved and can go on: what status 3 says, for scripts
+# that only see the status of a launcher.
+RESUMABLE = "resumable"
+
 # What may differ between two commands that go on with the same run.
 FREE = (
     "preset",
@@ -32,10 +36,11 @@ FREE = (
     "data.path",
     "data.workers",
     "data.memory_gb",
+    "data.feeder",
 )
 
 
-NEWER = ("data.classes", "data.source_channels")
+NEWER = ("data.classes", "data.source_channels", "data.feeder")
 
 
 @contextlib.contextmanager
@@ -140,7 +145,7 @@ def check_same_run(
         if theirs.get(f"{group}kind") == "none":  # what is switched off has no options that matter
             theirs = {key: value for key, value in theirs.items() if not key.startswith(group)}
             mine = {key: value for key, value in mine.items() if not key.startswith(group)}
-    for key in sorted(theirs.keys() | mine.keys()):
+    for key in sorted(theirs.keys() | mine.keys(), key=lambda key: (not key.endswith(".kind"), key)):
         if not key.startswith(FREE) and theirs.get(key) != mine.get(key):
             raise FastganError(
                 f"{saved.path.parent.parent} holds another run: {key} was {theirs.get(key)!r} there and is "
