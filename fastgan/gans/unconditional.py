@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, Networks, Turn
+from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.latents import check_distribution, draw_latents, way
 from fastgan.losses import LOSSES
@@ -148,7 +149,7 @@ class _Play:
         scalars: Mapping[str, Tensor],
     ) -> None:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
-        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars)
+        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars, sum_over_ranks)
         self.fake: Tensor | None = None
         # The generator's loss, the fakes as the critic saw them, and the gradient of the one by the other.
         self.ready: tuple[Tensor, Tensor, Tensor] | None = None
