@@ -162,6 +162,7 @@ def _prepare(
         first_sample=state.samples,
         device=device,
         mirror=config.data.mirror,
+        dtype=state.dtype,
     )
     stack.enter_context(feeder)
 

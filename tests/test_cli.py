@@ -152,7 +152,7 @@ def test_interpolation(run: Path, tmp_path: Path) -> None:
 def test_a_warning_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warn(_: object) -> int:
+    def warn(*_: object) -> int:
         warnings.warn("slower than it\n  could be", RuntimeWarning, stacklevel=1)
         return 0
 
