@@ -58,6 +58,11 @@ class TrainState:
         return {name: player.module for name, player in self.players.items()}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(player.params[0].dtype for player in self.players.values())
+
+    @property
     def averages(self) -> dict[str, nn.Module]:
         """Name -> averaged network where there is one, else the trained one: what samples are drawn from."""
         return {name: player.average or player.module for name, player in self.players.items()}

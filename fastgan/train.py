@@ -183,6 +183,7 @@ def _prepare(
         device=device,
         mirror=config.data.mirror,
         kind=config.data.feeder,
+        dtype=state.dtype,
     )
     stack.enter_context(feeder)
 
