@@ -26,6 +26,7 @@ class ImageSet:
     classes: names of the classes, in the order of their numbers; () without labels
     summary: one line for the log
     left_out: one line for each unusable image that was left out
+    rejected: how many were left out before, when the set was packed; `left_out` then names the first of them
     kind: where `fetch` has the pixels from, which decides how they reach the device:
         "memory", "mapped" (raw in files that are mapped), "decoded" (whenever they are asked for) or "stream"
     unpacked: whether these are files that `fastgan pack` would take
@@ -43,6 +44,7 @@ class ImageSet:
     labels: Indices | None = None
     classes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    rejected: int = 0
     kind: Literal["memory", "mapped", "decoded", "stream"] = "memory"
     unpacked: bool = False
     names_sha256: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import mmap
 import os
 import zlib
@@ -21,10 +22,21 @@ from fastgan.data.folder import shares
 from fastgan.data.image_set import ImageSet, Indices, Pixels, describe
 from fastgan.data.jpeg import decode_jpeg, jpeg_header
 from fastgan.data.options import DataOptions
-from fastgan.data.pack_format import AGAIN, CHECKSUMS, LABELS, OFFSETS, PackIndex, map_table, read_index, shard_path
+from fastgan.data.pack_format import (
+    AGAIN,
+    CHECKSUMS,
+    LABELS,
+    OFFSETS,
+    REJECTED,
+    PackIndex,
+    map_table,
+    read_index,
+    shard_path,
+)
 from fastgan.errors import FastganError
 
 VERIFIED_AT_ONCE = 4096  # images
+MOST_REJECTED, MOST_REJECTED_BYTES = 100, 1 << 20
 COLD = 0.5  # a pack larger than this part of the memory is read at random from the disk, not from the page cache
 Progress = Callable[[int, int], None]
 
@@ -146,6 +158,7 @@ def open_pack(folder: Path, options: DataOptions) -> ImageSet:
     raw, size = index.encoding == "raw", int(pack.base[-1])
     shards = f"{len(index.shards)} shard" + "s" * (len(index.shards) > 1)
     rejected = index.about.get("rejected", 0)
+    rejected = rejected if isinstance(rejected, int) else 0
     return ImageSet(
         name=pack.name,
         size=index.size,
@@ -162,9 +175,24 @@ def open_pack(folder: Path, options: DataOptions) -> ImageSet:
             where=f"pack of {size / 1e6:,.1f} MB {'raw' if raw else index.encoding.upper()} in {shards}",
             notes=(f"{rejected:,} rejected when packing (rejected.jsonl)",) if rejected else (),
         ),
+        left_out=_rejects(folder) if rejected else (),
+        rejected=rejected,
         kind="mapped" if raw else "decoded",
         names_sha256=index.order,
     )
+
+
+def _rejects(folder: Path) -> tuple[str, ...]:
+    """The first lines of rejected.jsonl in words; what is no such line is passed over: nothing depends on it."""
+    lines = []
+    try:
+        with (folder / REJECTED).open("rb") as file:
+            for line in file.read(MOST_REJECTED_BYTES).splitlines()[:MOST_REJECTED]:
+                entry = json.loads(line)
+                lines.append(printable(f"{entry['name']} {entry['reason']}"))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return tuple(lines)
 
 
 def _decoder(pack: Pack, threads: int) -> Callable[[Indices, Pixels], None]:
