@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -144,6 +144,7 @@ class Feeder:
         """Seconds that the consumer has waited for batches so far."""
         self.kind = "resident" if _is_resident(kind, images, source, self.device) else images.kind
         order = Order(seed, len(images), batch, batch * world, mirror, len(source) if source else 0, aligned)
+        order = replace(order, block=images.block, source_block=source.block if source else 0)
         self._plan = _Plan(images, source, order, self.kind == "resident")
         self._sample = first_sample + rank * batch
         self._staged: _Staged | BaseException | None = None
