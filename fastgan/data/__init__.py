@@ -16,6 +16,7 @@ from fastgan.data.options import DataOptions
 from fastgan.data.pack_format import is_pack
 from fastgan.data.pack_reader import open_pack
 from fastgan.data.sources import list_files
+from fastgan.data.stream import is_stream, open_stream
 
 __all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
 
@@ -28,6 +29,8 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     """
     if options.path == "digits":
         return load_digits(options)
+    if options.path and is_stream(options.path):
+        return open_stream(options)
     folder = Path(os.path.expanduser(options.path))
     if options.path and is_pack(folder):
         return open_pack(folder, options)
