@@ -14,6 +14,7 @@
 #include "fold.h"
 #include "masked_act.h"
 #include "norm_act.h"
+#include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
 
 namespace py = pybind11;
@@ -24,7 +25,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 4;
+constexpr int kAbi = 5;
 
 template <typename T>
 T* at(Address address) {
@@ -275,6 +276,15 @@ PYBIND11_MODULE(_C, m) {
         fastgan_apply_mask_cpu(&act, MaskedActType(type), threads, SimdLevel(level));
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
+
+  m.def(
+      "symmetric_eigenvalues_cpu",
+      [](Address a, Address values, int64_t n, int64_t stride, int threads) {
+        const SymmetricEigenvalues of = {at<double>(a), n, stride, at<double>(values)};
+        return fastgan_symmetric_eigenvalues_cpu(&of, threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("a"), py::arg("values"), py::arg("n"), py::arg("stride"),
+      py::arg("threads"));
 
   define_norm_act_cpu(m);
 
