@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastgan.assemble import pick_device
 from fastgan.data import DataOptions, open_images
 from fastgan.data.pack_format import is_pack
 from fastgan.dist import ALONE, Ranks
@@ -21,7 +22,6 @@ from fastgan.image_scores import OF_IMAGES, OF_PAIRS, Distance, Given, Run, perc
 from fastgan.metrics import FeatureStatistics
 from fastgan.metrics.result import Result
 from fastgan.metrics.sources import Images, images_of
-from fastgan.train import pick_device
 from fastgan.trained import load_run
 
 Say = Callable[[str], None]

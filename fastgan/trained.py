@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastgan.assemble import pick_device
 from fastgan.config import Config, from_mapping
 from fastgan.contract import Samples
 from fastgan.errors import FastganError
@@ -19,7 +20,6 @@ from fastgan.generator import Generator
 from fastgan.pictures import latent_path, load_players, picture_labels, picture_latents, sample_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
-from fastgan.train import pick_device
 
 __all__ = [
     "draw_interpolation",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
+from fastgan.cli.pack import Pack
 from fastgan.presets import DEFAULT_PRESET, PRESETS
 
 PRESET_HELP = f"system, networks, losses, optimisers: {', '.join(PRESETS)}"
@@ -21,10 +22,10 @@ def _default(text: str) -> Any:
 
 @dataclass
 class Train:
-    """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
+    """Train a GAN on a folder, zip, tar or pack of images; the same command again goes on where it stopped."""
 
     data: Annotated[str | None, _default("the preset's")] = None
-    """folder or zip of images, or "digits" (1,797 handwritten digits, no data needed)"""
+    """folder, .zip or .tar of images, a pack (fastgan pack), or "digits" (1,797 handwritten digits, no data needed)"""
     preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
     out: Annotated[str | None, _default("runs/PRESET")] = None
     """run folder"""
@@ -46,6 +47,10 @@ class Train:
     """auto, never, or a run or checkpoint to go on from"""
     device: Annotated[str | None, _default("auto")] = None
     """auto, cpu, cuda, cuda:1"""
+    gpus: Annotated[int | None, _default("one, or as torchrun says")] = None
+    """train on so many GPUs of this machine; --batch is shared out to them. Several machines: docs/scaling.md"""
+    ranks: Annotated[int | None, _default("one, or as torchrun says")] = None
+    """the same in so many processes, on the CPU with --device cpu"""
     workers: Annotated[int | None, _default("one per core")] = None
     """threads that decode images"""
     eval_every: Annotated[float | None, _default("never")] = None
@@ -169,4 +174,4 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Eval | Export | Doctor | Bench
+Command = Train | Sample | Interpolate | Eval | Export | Pack | Doctor | Bench

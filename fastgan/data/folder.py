@@ -71,6 +71,7 @@ def load(files: Files, options: DataOptions, progress: Progress | None = None) -
         ),
         left_out=tuple(bad[i] for i in sorted(bad)),
         kind="memory" if in_memory else "decoded",
+        unpacked=True,
         names_sha256=hash_names(files.names[i] for i in kept),
     )
 

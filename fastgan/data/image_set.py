@@ -28,6 +28,7 @@ class ImageSet:
     left_out: one line for each unusable image that was left out
     kind: where `fetch` has the pixels from, which decides how they reach the device:
         "memory", "mapped" (raw in files that are mapped), "decoded" (whenever they are asked for) or "stream"
+    unpacked: whether these are files that `fastgan pack` would take
     names_sha256: hash of the images' names without endings, in order; sets that share it are aligned; "" if unknown
     source: the second set of a translation, None where there is none
     aligned: image number i of `source` is the partner of image number i; else the two are independent
@@ -43,6 +44,7 @@ class ImageSet:
     classes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     kind: Literal["memory", "mapped", "decoded", "stream"] = "memory"
+    unpacked: bool = False
     names_sha256: str = ""
     source: ImageSet | None = None
     aligned: bool = False

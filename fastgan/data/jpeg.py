@@ -11,6 +11,7 @@ import io
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fastgan.data.image_set import Pixels
@@ -56,6 +57,19 @@ def decode_jpeg(data: bytes | memoryview, grey: bool, out: Pixels | None = None)
     except (ValueError, RuntimeError):  # also what libjpeg only warns of, and Pillow may accept
         return None
     return pixels
+
+
+def decode_exact(data: bytes, out: NDArray[np.uint8], shape: tuple[int, int, int]) -> bool:
+    """Writes an upright colour JPEG that is [height, width, 3] = `shape` into `out` [height·width·3].
+
+    False for any other file, larger ones before they are decoded; `out` is undefined then.
+    """
+    if simplejpeg is None or shape[-1] != 3 or not data.startswith(START) or b"Exif\0" in data:
+        return False
+    try:
+        return bool(simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == shape)
+    except (ValueError, RuntimeError):  # does not fit into `out`, or damaged, or CMYK
+        return False
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:

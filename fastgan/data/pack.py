@@ -48,7 +48,7 @@ from fastgan.data.pack_format import (
     shard_path,
 )
 from fastgan.data.pack_reader import sha256_of
-from fastgan.data.pack_source import PackOptions, Source, open_source
+from fastgan.data.pack_source import Buffer, PackOptions, Source, open_source
 from fastgan.data.sampler import image_order
 from fastgan.errors import FastganError
 from fastgan.run.files import explained, replace_durable, sync_folder
@@ -119,7 +119,7 @@ class Part:
 class _Chunk:
     """What one task made of some images: their bytes, and what Part says of them."""
 
-    images: list[bytes]
+    images: list[Buffer]
     enlarged: int
     rejected: list[tuple[int, str]]
     checksums: list[int]

@@ -181,15 +181,17 @@ def _decoder(pack: Pack, threads: int) -> Callable[[Indices, Pixels], None]:
     return fetch
 
 
-def verify_pack(folder: Path, threads: int, progress: Progress | None = None) -> list[str]:
-    """What is wrong with a pack, a line each; [] for a good one. Every byte is read and compared with its checksum.
+def verify_pack(folder: Path, threads: int, progress: Progress | None = None) -> tuple[list[str], PackIndex]:
+    """What is wrong with a pack, a line each, and its index; [] for a good one.
+
+    Every byte is read and compared with its checksum.
 
     Raises FastganError where so much is wrong that the pack cannot be opened.
     """
     pack = open_pack_files(folder)
     wrong = [*_wrong_tables(pack)]
     if wrong:  # what they say of images means nothing
-        return wrong
+        return wrong, pack.index
     pieces = [
         (shard, start, min(start + VERIFIED_AT_ONCE, int(pack.first[shard + 1])))
         for shard in range(len(pack.index.shards))
@@ -206,7 +208,7 @@ def verify_pack(folder: Path, threads: int, progress: Progress | None = None) ->
             done += end - start
             if progress is not None:
                 progress(done, pack.index.count)
-    return wrong
+    return wrong, pack.index
 
 
 def _wrong_tables(pack: Pack) -> Iterator[str]:

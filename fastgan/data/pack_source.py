@@ -8,8 +8,9 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from PIL import Image
 from fastgan.data.decode import BadImage, decode
 from fastgan.data.files import Files, printable
 from fastgan.data.image_set import ImageSet, Indices, Pixels
-from fastgan.data.jpeg import decode_jpeg, encode_jpeg, is_upright, jpeg_header, read_jpeg
+from fastgan.data.jpeg import START, decode_exact, decode_jpeg, encode_jpeg, is_upright, jpeg_header
 from fastgan.data.labels import labels_of, parse_labels, read_labels
 from fastgan.data.options import DataOptions
 from fastgan.data.pack_format import ENCODINGS, is_pack
@@ -28,6 +29,7 @@ from fastgan.errors import FastganError, suggest
 
 FORMATS = ("auto", *ENCODINGS)
 CROPS = ("center", "random", "none")
+Buffer: TypeAlias = bytes | memoryview  # of an image, as it goes into a shard
 # Bytes of a pixel channel, roughly: only to cut the work into shards of about the wanted size.
 COMPRESSED = {"raw": 1.0, "jpeg": 0.3, "png": 0.7}
 MOST_LABEL_BYTES = 4 << 30
@@ -123,7 +125,7 @@ class Source(Protocol):
     def plan(self, options: PackOptions) -> dict[str, Any]:
         """What decides the contents of the shards; the same for the same source."""
 
-    def load(self, numbers: Indices) -> tuple[list[bytes], list[tuple[int, str]], int]:
+    def load(self, numbers: Indices) -> tuple[list[Buffer], list[tuple[int, str]], int]:
         """Bytes of the images of these numbers, in order; (number, reason) of those left out; how many are enlarged."""
 
     def labels(self, kept: Indices) -> tuple[Indices | None, tuple[str, ...]]:
@@ -211,35 +213,40 @@ class _FileSource:
             changed=self.files.stamp,
         )
 
-    def load(self, numbers: Indices) -> tuple[list[bytes], list[tuple[int, str]], int]:
+    def load(self, numbers: Indices) -> tuple[list[Buffer], list[tuple[int, str]], int]:
         places = uniform(self.options.seed, numbers) if self.options.crop == "random" else None
-        images, rejected, enlargements = [], [], 0
+        images, rejected, enlargements = list[Buffer](), list[tuple[int, str]](), 0
+        shape = self.decoding.shape
+        raw = np.empty((len(numbers) if self.encoding == "raw" else 0, prod(shape)), np.uint8)
+        quick = self.encoding == "raw" and self.options.min_side <= self.options.size
         for i, number in enumerate(numbers.tolist()):
             try:
-                data, enlarged = self._load(number, None if places is None else float(places[i]))
+                file = self.files.read(number)
+                if quick and decode_exact(file, raw[i], shape):
+                    images.append(memoryview(raw[i]))
+                    continue
+                data, enlarged = self._load(file, None if places is None else float(places[i]))
                 images.append(data)
                 enlargements += enlarged
             except BadImage as error:
                 rejected.append((number, str(error)))
         return images, rejected, enlargements
 
-    def _load(self, number: int, place: float | None) -> tuple[bytes, bool]:
-        with self.files.open(number) as stream:
-            if self.encoding == "jpeg":
-                data = self._as_it_is(read_jpeg(stream))
-                if data is not None:
-                    return data, False
-                stream.seek(0)
-            pixels, enlarged = decode(stream, self.decoding, place=place, full=True)
+    def _load(self, file: bytes, place: float | None) -> tuple[bytes, bool]:
+        if self.encoding == "jpeg" and self._is_right_already(file):
+            return file, False
+        pixels, enlarged = decode(io.BytesIO(file), self.decoding, place=place, full=True)
         return encode(pixels, self.encoding, self.options.quality), enlarged
 
-    def _as_it_is(self, data: bytes | None) -> bytes | None:
-        """A JPEG that has the right size and colours already, found to be whole: coding it again would lose detail."""
-        header = None if data is None else jpeg_header(data)
+    def _is_right_already(self, file: bytes) -> bool:
+        """Whether this is a JPEG of the right size and colours, and whole: coding it again would lose detail."""
         space = "Gray" if self.options.channels == 1 else "YCbCr"
-        if data is None or header != (self.options.size, self.options.size, space) or not is_upright(data):
-            return None
-        return data if decode_jpeg(data, grey=space == "Gray") is not None else None
+        return (
+            file.startswith(START)
+            and jpeg_header(file) == (self.options.size, self.options.size, space)
+            and is_upright(file)
+            and decode_jpeg(file, grey=space == "Gray") is not None
+        )
 
     def labels(self, kept: Indices) -> tuple[Indices | None, tuple[str, ...]]:
         if self.options.labels == "folder":
@@ -314,7 +321,7 @@ class _PackSource:
             options, self.encoding, source=os.path.abspath(options.source), images=self.count, names=self.sha256
         )
 
-    def load(self, numbers: Indices) -> tuple[list[bytes], list[tuple[int, str]], int]:
+    def load(self, numbers: Indices) -> tuple[list[Buffer], list[tuple[int, str]], int]:
         pixels, size = self.images.read(numbers), self.options.size
         if size != self.images.size:
             pictures = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
