@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from rich.table import Table
 
 from fastgan import __version__
-from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.commands import Bench, Command, Doctor, Encode, Eval, Export, Interpolate, Sample, Train
 from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
@@ -29,6 +29,8 @@ def run(command: Command, arguments: Sequence[str]) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Encode():
+            return run_encode(command)
         case Export():
             return run_export(command)
         case Eval():
@@ -123,14 +125,23 @@ def run_train(command: Train, arguments: Sequence[str]) -> int:
 def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
-    draw_samples(command.run, command.seeds, command.out, command.singles, command.weights, command.device, say)
+    c = command
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say)
     return 0
 
 
 def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
-    draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, say)
+    c = command
+    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    return 0
+
+
+def run_encode(command: Encode) -> int:
+    from fastgan.encode import encode_images
+
+    encode_images(command.run, command.images, command.out, command.weights, command.device, say)
     return 0
 
 
