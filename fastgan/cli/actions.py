@@ -96,7 +96,8 @@ def launched(command: Train, config: Config) -> int:
 def run_train(command: Train, arguments: Sequence[str]) -> int:
     config = train_config(command)
     if world := launched(command, config):
-        return launch(world, arguments, lambda line: print(f"fastgan: {line}", file=sys.stderr))
+        command_line = [sys.executable, "-m", "fastgan", *arguments]
+        return launch(world, command_line, lambda line: print(f"fastgan: {line}", file=sys.stderr))
     if command.dry_run:
         from fastgan.trial import dry_run
 

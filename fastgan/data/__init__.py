@@ -18,6 +18,7 @@ from fastgan.data.pack_format import is_pack
 from fastgan.data.pack_reader import open_pack
 from fastgan.data.photos import HELD_OUT, TRAIN, load_photos, photographs
 from fastgan.data.sources import list_files
+from fastgan.data.stream import is_stream, open_stream
 
 __all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images", "photographs"]
 
@@ -30,6 +31,8 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     """
     if options.path == "digits":
         return load_digits(options)
+    if options.path and is_stream(options.path):
+        return open_stream(options)
     if options.path in (TRAIN, HELD_OUT):
         return load_photos(options)
     folder = Path(os.path.expanduser(options.path))

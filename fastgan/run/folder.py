@@ -146,7 +146,7 @@ def check_same_run(
         if theirs.get(f"{group}kind") == "none":  # what is switched off has no options that matter
             theirs = {key: value for key, value in theirs.items() if not key.startswith(group)}
             mine = {key: value for key, value in mine.items() if not key.startswith(group)}
-    for key in sorted(theirs.keys() | mine.keys()):
+    for key in sorted(theirs.keys() | mine.keys(), key=lambda key: (not key.endswith(".kind"), key)):
         if not key.startswith(FREE) and theirs.get(key) != mine.get(key):
             raise FastganError(
                 f"{saved.path.parent.parent} holds another run: {key} was {theirs.get(key)!r} there and is "
