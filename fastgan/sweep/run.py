@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan.dist import current
 from fastgan.errors import UnsupportedCritic
 from fastgan.sweep.analysis import Analysis, analyse, refuse_unless_tail
 from fastgan.sweep.capture import Capture, Program, callers_modes, capture_of, refuse_hooks, remember_apart
 from fastgan.sweep.code import Plan, plan
+from fastgan.sweep.deliver import accumulate
 from fastgan.sweep.graph import aten_graph, value_of, without_autocast
 from fastgan.sweep.logits import check_logits
 from fastgan.sweep.probe import probe, same_logits
@@ -133,7 +135,8 @@ class _Pass:
                 raise _InDoubt
             with torch.no_grad():
                 together = program.graph(*args)[0][: self.sides[0].count]
-            program.memory["one batch"] = same_logits(together, self.alone, analysis)
+            alone = self.alone
+            program.memory["one batch"] = _on_all_ranks(lambda: same_logits(together, alone, analysis))
         return bool(program.memory["one batch"])
 
     def look(self, capture: Capture) -> Tensor:
@@ -193,7 +196,8 @@ class _Pass:
         if kind == "plain":  # autograd's own
             return made
         clock = kind.startswith("two") and not self.insist
-        return made if probe(made, program.graph, analysis, args, trained, clock=clock) else None
+        fit = _on_all_ranks(lambda: probe(made, program.graph, analysis, args, trained, clock=clock))
+        return made if fit else None
 
     def second(self, scales: Sequence[Tensor | None], weights: Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
         """Gradient per trained parameter, for the signals of the sides."""
@@ -211,6 +215,22 @@ class _Pass:
         with without_autocast():
             _, grads = plan.second(self.saved, *signals)
         return {self.arguments[i]: grad for i, grad in zip(plan.grads, grads, strict=True)}
+
+
+def _on_all_ranks(check: Callable[[], bool]) -> bool:
+    """Whether the check, of a rank's own samples and by its own clock, has passed on all ranks of the present turn.
+
+    Where it raises UnsupportedCritic on one, it does on all: they are to go the same way.
+    """
+    refusal, passed = None, False
+    try:
+        passed = check()
+    except UnsupportedCritic as error:
+        refusal = error
+    worst = current().highest(2 if refusal is not None else int(not passed))
+    if worst == 2:
+        raise refusal or UnsupportedCritic('another rank found it to be wrong for its samples; use method="autograd"')
+    return worst == 0
 
 
 @contextlib.contextmanager
@@ -364,26 +384,3 @@ def _plain_attributes(module: nn.Module) -> list[dict[str, Any]]:
 def _add(total: dict[Tensor, Tensor], grads: dict[Tensor, Tensor]) -> None:
     for parameter, grad in grads.items():
         total[parameter] = total[parameter].add_(grad) if parameter in total else grad
-
-
-def accumulate(grads: dict[Tensor, Tensor]) -> None:
-    """Add the gradients to `.grad` by autograd's own hands: layouts, sums and hooks as ever. It empties `grads`."""
-    parameters, values = list(grads), list(grads.values())
-    grads.clear()  # autograd copies what someone else holds
-    with torch.enable_grad():
-        _Deliver.apply(values, *parameters).backward()  # type: ignore[no-untyped-call]
-
-
-class _Deliver(torch.autograd.Function):
-    """A scalar whose gradients by the parameters are the given values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.values = values
-        return torch.zeros((), device=parameters[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:
-        values = tuple(ctx.values)
-        ctx.values.clear()
-        return (None, *values)
