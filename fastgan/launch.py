@@ -13,13 +13,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
 LAUNCHED = "FASTGAN_LAUNCHED"  # in the environment of the processes
 GRACE_SECONDS = 60.0
 """For how long the others may go on after one rank has failed: they notice, and end by themselves."""
 DONE, BUG, MENDABLE, RESUMABLE = 0, 1, 2, 3
+
+
+def is_first(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that prints, as far as the environment says: before it is joined to others."""
+    return environment.get("RANK", "0") == "0"
 
 
 def launch(world: int, command: Sequence[str], say: Callable[[str], None]) -> int:
@@ -93,7 +98,8 @@ def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
         for process in processes:
             process.send_signal(number if len(received) == 1 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    wanted = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield
     finally:

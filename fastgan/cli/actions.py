@@ -10,12 +10,13 @@ from dataclasses import fields, replace
 from rich.table import Table
 
 from fastgan import __version__
-from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.commands import Bench, Command, Doctor, Encode, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
-from fastgan.dist import gpus_here, is_first
+from fastgan.dist import gpus_here
 from fastgan.errors import FastganError
-from fastgan.launch import LAUNCHED, launch
+from fastgan.launch import LAUNCHED, is_first, launch
 from fastgan.terminal import as_typed_here
 
 
@@ -28,12 +29,16 @@ def run(command: Command, arguments: Sequence[str]) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Encode():
+            return run_encode(command)
         case Export():
             return run_export(command)
         case Eval():
             return run_eval(command)
         case Bench():
             return run_bench(command)
+        case Pack():
+            return run_pack(command)
         case Doctor():
             return run_doctor(command)
 
@@ -56,7 +61,9 @@ def train_config(command: Train) -> Config:
     preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
     config = resolve(preset, command.config, given, command.set)
     if not config.data.path:
-        raise FastganError(f"preset {config.preset} needs images: --data FOLDER or ZIP (or --preset digits to try it)")
+        raise FastganError(
+            f"preset {config.preset} needs images: --data FOLDER, ZIP, TAR or PACK (or --preset digits to try it)"
+        )
     return config if config.out else replace(config, out=f"runs/{config.preset}")
 
 
@@ -118,14 +125,23 @@ def run_train(command: Train, arguments: Sequence[str]) -> int:
 def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
-    draw_samples(command.run, command.seeds, command.out, command.singles, command.weights, command.device, say)
+    c = command
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say)
     return 0
 
 
 def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
-    draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, say)
+    c = command
+    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    return 0
+
+
+def run_encode(command: Encode) -> int:
+    from fastgan.encode import encode_images
+
+    encode_images(command.run, command.images, command.out, command.weights, command.device, say)
     return 0
 
 
@@ -137,12 +153,16 @@ def run_export(command: Export) -> int:
 
 
 def run_eval(command: Eval) -> int:
-    from fastgan.trained import SourceOptions, score, scores_as_json, scores_as_text
+    from fastgan.dist import joined
+    from fastgan.scores import SourceOptions, score, scores_as_json, scores_as_text
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
-    with sides() as progress:
-        scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
-    say(scores_as_json(scores) if command.json else scores_as_text(scores))
+    with joined(command.device) as ranks, sides() as progress:
+        scores = score(
+            options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks
+        )
+    if ranks.first:
+        say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0
 
 
