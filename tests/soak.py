@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,14 @@ def soak_train(folder: Path, kills: int, chance: random.Random, say: Callable[[s
     assert not live(command(folder / "straight"), None, log)
     say(f"train: {steps} steps undisturbed in {time.monotonic() - began:.1f} s")
     stages = _changes_of_a_save(folder / "straight")
-    ends: list[Callable[[], None]] = [lambda k=k: die_in_save(k) for k in stages]  # type: ignore[misc]
+    ends: list[Callable[[], None]] = [partial(die_in_save, stage) for stage in stages]
     chance.shuffle(ends)
     ends = ends[: kills * 2 // 3]
     while len(ends) < kills:
-        soon = chance.choice(
-            [lambda n=chance.randrange(90): die_at_change(n), lambda s=chance.random() * 1.5: die_after(s)]
+        soon = (
+            partial(die_at_change, chance.randrange(90))
+            if chance.random() < 0.5
+            else partial(die_after, 1.5 * chance.random())
         )
         ends.insert(chance.randrange(len(ends) + 1), soon)
     done = 0
@@ -184,9 +187,9 @@ def soak_pack(folder: Path, kills: int, chance: random.Random, say: Callable[[st
     done = 0
     for number in range(kills):
         # Later and later, or a pack would never get far: what is finished is compared, not made again.
-        end: Callable[[], None] = lambda n=chance.randrange(3 + number): die_at_change(n)  # type: ignore[misc]  # noqa: E731
+        end = partial(die_at_change, chance.randrange(3 + number))
         if chance.random() < 0.3:
-            end = lambda s=chance.random() * 0.3: die_after(s)  # type: ignore[misc]  # noqa: E731
+            end = partial(die_after, 0.3 * chance.random())
         done += live(command(folder / "killed"), end, log)
     assert not live(command(folder / "killed"), None, log)
     assert done >= kills // 3, f"only {done} of {kills} lives were ended"
