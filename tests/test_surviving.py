@@ -49,9 +49,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("packs")
     for kind, suffix in (("raw", "png"), ("jpeg", "jpg")):
         source = pictures(base / f"{kind}-files", suffix)
-        options = PackOptions(
-            str(source), str(base / kind), size=16, format=kind, shard_mb=0.001, workers=1
-        )
+        options = PackOptions(str(source), str(base / kind), size=16, format=kind, shard_mb=0.001, workers=1)
         pack(options)
         assert len(list((base / kind).glob("shard-*.bin"))) > 2
     return base
