@@ -5,11 +5,14 @@ Kills: tests/test_soak.py. Single files of a checkpoint: tests/run/test_checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
+import pty
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -203,3 +206,32 @@ def test_a_corrupt_image_in_a_pack_stops_training_and_keeps_what_was_trained(pac
     path.write_bytes(good)
     assert run(out, data)[0] == 0
     assert same(straight, out)
+
+
+# ---- terminals
+
+
+@pytest.mark.timeout(240)
+def test_a_run_whose_terminal_is_closed_is_saved(packs: Path, tmp_path: Path) -> None:
+    """As when a connection breaks: SIGHUP, and from then on every write to the terminal fails."""
+    out = tmp_path / "run"
+    sets = [*RUN, "output.checkpoint_kimg=0.04", "kimg=400", f'data.path="{packs / "raw"}"', f'out="{out}"']
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        flags = [flag for s in sets for flag in ("--set", s)]
+        os.execv(sys.executable, [sys.executable, "-m", "fastgan", "train", "--preset", "dcgan-64", *flags])
+    os.set_blocking(terminal, False)
+    shown = b""
+    while not list((out / "checkpoints").glob("step-*")):
+        with contextlib.suppress(BlockingIOError):
+            shown += os.read(terminal, 1 << 16)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), shown.decode(errors="replace")[-2000:]
+        time.sleep(0.05)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 3, (out / "log.txt").read_text()[-2000:]
+    assert "stopped by SIGHUP" in (out / "log.txt").read_text()
+    saved = folder.load(out, print)
+    assert saved.state["counters"]["step"] > 10
+    assert saved.state["counters"]["samples"] < 400_000
