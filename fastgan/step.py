@@ -58,6 +58,11 @@ class TrainState:
         return {name: player.module for name, player in self.players.items()}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(player.params[0].dtype for player in self.players.values())
+
+    @property
     def averages(self) -> dict[str, nn.Module]:
         """Name -> averaged network where there is one, else the trained one: what samples are drawn from."""
         return {name: player.average or player.module for name, player in self.players.items()}
@@ -261,9 +266,9 @@ class Step:
         statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}
         # The last term is 1: summed up, it counts the turns that were applied.
         one = self.progress.value(1.0)
-        terms = torch.stack([value.detach().double() for value in (*statistics.values(), one)])
-        finite = terms.isfinite().all()
-        skip = ~finite
+        terms = torch.stack([value.detach() for value in (*statistics.values(), one)])  # float64, as `one` is
+        zero = (terms * 0.0).sum()  # or NaN
+        finite, skip = zero == 0, zero != 0
         for player, buffers in zip(players, saved, strict=True):
             player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():

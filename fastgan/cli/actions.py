@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from rich.table import Table
 
 from fastgan import __version__
-from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.commands import Bench, Command, Doctor, Encode, Eval, Export, Interpolate, Sample, Train
 from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
@@ -29,6 +29,8 @@ def run(command: Command, arguments: Sequence[str]) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Encode():
+            return run_encode(command)
         case Export():
             return run_export(command)
         case Eval():
@@ -94,7 +96,8 @@ def launched(command: Train, config: Config) -> int:
 def run_train(command: Train, arguments: Sequence[str]) -> int:
     config = train_config(command)
     if world := launched(command, config):
-        return launch(world, arguments, lambda line: print(f"fastgan: {line}", file=sys.stderr))
+        command_line = [sys.executable, "-m", "fastgan", *arguments]
+        return launch(world, command_line, lambda line: print(f"fastgan: {line}", file=sys.stderr))
     if command.dry_run:
         from fastgan.trial import dry_run
 
@@ -122,14 +125,23 @@ def run_train(command: Train, arguments: Sequence[str]) -> int:
 def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
-    draw_samples(command.run, command.seeds, command.out, command.singles, command.weights, command.device, say)
+    c = command
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say)
     return 0
 
 
 def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
-    draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, say)
+    c = command
+    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    return 0
+
+
+def run_encode(command: Encode) -> int:
+    from fastgan.encode import encode_images
+
+    encode_images(command.run, command.images, command.out, command.weights, command.device, say)
     return 0
 
 
@@ -141,12 +153,16 @@ def run_export(command: Export) -> int:
 
 
 def run_eval(command: Eval) -> int:
-    from fastgan.trained import SourceOptions, score, scores_as_json, scores_as_text
+    from fastgan.dist import joined
+    from fastgan.scores import SourceOptions, score, scores_as_json, scores_as_text
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
-    with sides() as progress:
-        scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
-    say(scores_as_json(scores) if command.json else scores_as_text(scores))
+    with joined(command.device) as ranks, sides() as progress:
+        scores = score(
+            options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks
+        )
+    if ranks.first:
+        say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0
 
 
