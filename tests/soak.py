@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,12 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-import sklearn.datasets  # noqa: F401  (once, not in every life)
+import sklearn.datasets  # noqa: F401  (loaded once, not in every life)
 import torch
 from PIL import Image
 
-from fastgan.cli import main
+import fastgan.train  # noqa: F401  (the same)
+from fastgan.cli import actions, main  # noqa: F401
 from fastgan.run import behind, checkpoint
 
 RUN = {
@@ -106,7 +108,11 @@ def live(command: list[str], end: Callable[[], None] | None, log: Path) -> bool:
             if end is not None:
                 end()
             status = main(command)
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -120,7 +126,7 @@ def live(command: list[str], end: Callable[[], None] | None, log: Path) -> bool:
 def soak_train(folder: Path, kills: int, chance: random.Random, say: Callable[[str], None]) -> None:
     """AssertionError where the weights differ at the end."""
     # Lives do about 1.5 saves each, of 2 steps: a run that is longer than they get.
-    steps = 16 + 6 * kills
+    steps = 16 + 4 * kills
     sets = [f"{key}={value}" for key, value in {**RUN, "kimg": steps * 0.016}.items()]
 
     def command(out: Path) -> list[str]:

@@ -8,8 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
