@@ -364,7 +364,7 @@ def test_labels_are_checked_when_they_are_used(source: Path, tmp_path: Path) -> 
     images = open_images(DataOptions(path=str(tmp_path / "out"), size=SIZE))
     out = np.empty(2, np.int64)
     images.labels_of(np.array([0, 1]), out)
-    with pytest.raises(FastganError, match="damaged labels: expected 0 to 1, got 0 to 7|got 1 to 7"):
+    with pytest.raises(FastganError, match=r"damaged labels: expected 0 to 1, got [01] to 7"):
         images.labels_of(np.array([0, 3]), out)
     assert verify_pack(tmp_path / "out", 1)[0]
 
@@ -376,7 +376,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing.os, "fsync", full)
-    with pytest.raises(FastganError, match="cannot pack into .*: no space left on device; free some space"):
+    with pytest.raises(FastganError, match=r"cannot pack into .*: no space left on device; free some space"):
         packed(source, tmp_path / "out")
     monkeypatch.undo()
     assert os.path.exists(tmp_path / "out.tmp" / "parts")
