@@ -15,6 +15,7 @@
 #include "ingest.h"
 #include "masked_act.h"
 #include "norm_act.h"
+#include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
 
 namespace py = pybind11;
@@ -290,6 +291,15 @@ PYBIND11_MODULE(_C, m) {
         fastgan_apply_mask_cpu(&act, MaskedActType(type), threads, SimdLevel(level));
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
+
+  m.def(
+      "symmetric_eigenvalues_cpu",
+      [](Address a, Address values, int64_t n, int64_t stride, int threads) {
+        const SymmetricEigenvalues of = {at<double>(a), n, stride, at<double>(values)};
+        return fastgan_symmetric_eigenvalues_cpu(&of, threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("a"), py::arg("values"), py::arg("n"), py::arg("stride"),
+      py::arg("threads"));
 
   define_norm_act_cpu(m);
 

@@ -4,6 +4,23 @@ One training step is a row of *turns*. A turn adds the gradients of its objectiv
 players that it names, and returns 0-dim device tensors for the log. It does no I/O, no update and no host
 read, so that each turn can be captured once and replayed. Everything random in it comes from its `Draw`,
 a pure function of (seed, global sample number), so that a run can be resumed anywhere, on any number of ranks.
+
+**Several ranks.** Each rank plays a turn on an equal share of the batch; then the gradients and the numbers for the log
+are averaged over the ranks. For the same training on any number of ranks, a system has to keep to this:
+
+- Its objective is a mean over samples, pairs or places of its batch: then the average over ranks is the mean over all.
+  Anything else that several samples share is taken over the ranks by `fastgan.dist`: `group_mean(t)` for the mean of a
+  batch, `group_sum(t)` for a sum, both differentiable to any order. A normaliser: `log(group_mean(exp(x).mean()))`, not
+  `log(exp(x).mean())`; a variance: from `group_mean` of x and of x^2; a best or hardest sample: from its own rank only.
+- Batch normalisation (`nn.BatchNorm*`, ours) needs nothing: the trainer has its layers share their statistics
+  (`fastgan.nn.share_statistics`). F.batch_norm, minibatch standard deviation and the like do need the above.
+- All ranks call what is collective equally often and in the same order, also in backward: no `if` on values of samples
+  around it. Which parameters get a gradient in a turn does not depend on samples either.
+- Buffers change alike on all ranks: from weights, from shared statistics, or not at all.
+- Random numbers come from the turn's `Draw` only. One for the whole batch, such as a common crop, is that of its first
+  sample: `of_first(draw.uniform()[0])`.
+
+`tests/ranks.py` runs a function in several ranks; `tests/test_ranks_agree.py` compares all presets on 1 and 2 ranks.
 """
 
 from __future__ import annotations
@@ -12,6 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from fastgan.kernels import counter_noise
@@ -117,8 +135,16 @@ class Networks(Protocol):
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S]."""
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]."""
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N], or [N, outputs] where there are several: classes, latents, features."""
+
+
+@runtime_checkable
+class LabelledNetworks(Protocol):
+    """Networks whose generator can take labels inside, by conditional batch normalisation."""
+
+    def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
+        """(z [N, latent], labels [N] int64 below image.classes) -> [N, C, S, S]."""
 
 
 class System(Protocol):
@@ -138,7 +164,10 @@ class System(Protocol):
         """
 
     def turns(self, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> tuple[Turn, ...]:
-        """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule."""
+        """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule.
+
+        Of a system that is `Remembers`, `scalars` has the tensors of its memory too.
+        """
 
     def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
         """What the system makes of a batch, [N, C, S, S] in [-1, 1], one per image: what metrics score."""
@@ -148,6 +177,14 @@ class System(Protocol):
 
         Each [N, 1 or 3, H, W] in [-1, 1], of one height. The players are in evaluation mode.
         """
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A system whose turns change more than their players."""
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        """Fresh tensors on `device`, by name, that the turns change in place: saved and restored with the players."""
 
 
 # What some systems can do besides, each for a command of its own. All run with players in evaluation mode.
@@ -165,6 +202,15 @@ class Samples(Protocol):
 
     def sample(self, players: Mapping[str, nn.Module], latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images [N, C, S, S] in [-1, 1] for `latents` and, where the system has classes, `labels` [N] int64."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """Makes images of a class that one asks for: `fastgan sample --labels`."""
+
+    @property
+    def labelled(self) -> bool:
+        """True."""
 
 
 @runtime_checkable

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.contract import Batch, Draw, ImageShape, System, Turn
+from fastgan.contract import Batch, Draw, ImageShape, Remembers, System, Turn
+from fastgan.dist import ALONE, Ranks, playing, sum_over_ranks
 from fastgan.errors import FastganError, suggest
+from fastgan.flat import GradientMean
+from fastgan.nn import share_statistics
 from fastgan.optim import Averaging, Optimizer, PlayerState
 from fastgan.schedule import Progress
 
@@ -34,12 +37,14 @@ class TrainState:
     seen:    0-dim float64 on the device: the same count, read by schedules
     skipped: [players, 2] int64 on the device: updates of each player that were not applied because something was not
              finite: in all, and in a row
+    memory:  what the system's turns change besides (contract.Remembers)
     """
 
     players: dict[str, PlayerState]
     device: torch.device
     step: int = 0
     samples: int = 0
+    memory: dict[str, Tensor] = field(default_factory=dict)
     seen: Tensor = field(init=False)
     skipped: Tensor = field(init=False)
 
@@ -53,6 +58,11 @@ class TrainState:
         return {name: player.module for name, player in self.players.items()}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(player.params[0].dtype for player in self.players.values())
+
+    @property
     def averages(self) -> dict[str, nn.Module]:
         """Name -> averaged network where there is one, else the trained one: what samples are drawn from."""
         return {name: player.average or player.module for name, player in self.players.items()}
@@ -63,7 +73,7 @@ class TrainState:
         for name, player in self.players.items():
             for part, tensors in player.tensors().items():
                 files[f"{name}.{part}" if part else name] = tensors
-        return files
+        return files | ({"memory": self.memory} if self.memory else {})
 
     def counters(self) -> dict[str, int]:
         return {"step": self.step, "samples": self.samples}
@@ -144,7 +154,8 @@ def new_state(
         module.to(device=device, dtype=dtype, memory_format=memory_format).train()  # type: ignore[call-overload]
         averaged = name in system.averaged and averaging.halflife_kimg > 0
         states[name] = PlayerState(module, optimizers[name], averaged=averaged)
-    return TrainState(states, device)
+    memory = system.memory(device) if isinstance(system, Remembers) else {}
+    return TrainState(states, device, memory=memory)
 
 
 def autocast_of(precision: str, device: torch.device) -> torch.dtype | None:
@@ -156,7 +167,9 @@ def autocast_of(precision: str, device: torch.device) -> torch.dtype | None:
 class Step:
     """The training step of a system over a state.
 
-    Call it with the batches of one step (`batches` of them, each of `batch` images per rank).
+    Call it with the batches of one step (`batches` of them, each of `batch` images per rank). On several ranks each
+    plays it on its part of the global batch; gradients and statistics are averaged once per turn, with one all-reduce,
+    and the networks' batch normalisations share their statistics.
     """
 
     def __init__(
@@ -168,19 +181,23 @@ class Step:
         seed: int,
         batch: int,
         total: int,
-        world: int = 1,
+        ranks: Ranks = ALONE,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """total: images of the whole run, of which schedules are fractions; world: number of ranks
+        """total: images of the whole run, of which schedules are fractions; ranks: that play each step together
         autocast: bfloat16 for mixed precision; weights, gradients, moments and averages stay what they are"""
         self.system, self.state, self.averaging = system, state, averaging
-        self.seed, self.global_batch = seed, batch * world
+        self.seed, self.global_batch = seed, batch * ranks.world
+        self.ranks, self._mean = ranks, GradientMean(ranks)
+        if ranks.world > 1:
+            for module in state.modules.values():
+                share_statistics(module, sum_over_ranks)
         self.autocast = autocast
         self.progress = Progress(torch.zeros_like(state.seen))
         self.scalars = {name: self.progress.value(value) for name, value in system.schedules().items()}
         for player in state.players.values():  # made now, not within a turn that is captured
             player.values(self.progress)
-        self.turns = system.turns(state.modules, self.scalars)
+        self.turns = system.turns(state.modules, self.scalars | state.memory)
         self.batches = self._batches_of(0)
         cycle = math.lcm(*(turn.every for turn in self.turns))
         assert all(self._batches_of(s) == self.batches for s in range(min(cycle, 1000))), "steps differ in batches"
@@ -239,16 +256,19 @@ class Step:
         saved = [player.buffers.save() for player in players]
         for player in movers.values():
             player.zero_grad()
-        with torch.autocast(self.state.device.type, self.autocast) if self.autocast else nullcontext():
+        autocast = torch.autocast(self.state.device.type, self.autocast) if self.autocast else nullcontext()
+        with autocast, playing(self.ranks):
             statistics = turn.gradients(batch, draw)
+        if self.ranks.world > 1:
+            statistics = self._over_ranks(movers, statistics)
         norms = {name: player.gradient_norm() for name, player in movers.items()}
         suffixes = {name: f".{name}" if len(norms) > 1 else "" for name in norms}
         statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}
         # The last term is 1: summed up, it counts the turns that were applied.
         one = self.progress.value(1.0)
-        terms = torch.stack([value.detach().double() for value in (*statistics.values(), one)])
-        finite = terms.isfinite().all()
-        skip = ~finite
+        terms = torch.stack([value.detach() for value in (*statistics.values(), one)])  # float64, as `one` is
+        zero = (terms * 0.0).sum()  # or NaN
+        finite, skip = zero == 0, zero != 0
         for player, buffers in zip(players, saved, strict=True):
             player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():
@@ -259,6 +279,16 @@ class Step:
         if key not in self._sums:
             self._sums[key] = torch.zeros_like(terms)
         self._sums[key].add_(torch.where(finite, terms, 0.0))
+
+    def _over_ranks(self, movers: Mapping[str, PlayerState], statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Average the gradients of the movers over the ranks, and with them the statistics, which are returned.
+
+        From here on all ranks have the same bits: norms, what is finite and what is applied are the same on all.
+        """
+        parameters = [p for player in movers.values() for p in player.params]
+        numbers = [value.detach().double() for value in statistics.values()]
+        means = self._mean(parameters, torch.stack([*numbers, self.progress.value(1.0)]))
+        return dict(zip(statistics, means, strict=False))
 
     def read_statistics(self) -> dict[str, Any]:
         """Means since the last call; updates skipped in all and, by the worst player, in a row. Reads the device."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
+from fastgan.dist import ALONE, Ranks
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.options import Config
 from fastgan.presets import PRESETS
@@ -25,7 +26,22 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
     config = PRESETS[preset]
     networks = config.system.networks
     slim = replace(networks, **NARROW[type(networks)])
-    return replace(config, system=replace(config.system, networks=slim, **system), batch=batch, kimg=1.0, threads=0)
+    data = replace(config.data, classes=5) if isinstance(config.system, Labelled) else config.data
+    slim_system = replace(config.system, networks=slim, **system)
+    return replace(config, data=data, system=slim_system, batch=batch, kimg=1.0, threads=0)
+
+
+def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object) -> Config:
+    """A narrow preset on its networks' smallest images, with at most so many critic steps."""
+    config = narrow(preset, batch=batch, **system)
+    size = {Dense: 16, DCGAN: 16, ResNet: 32, R3GAN: 8}[type(config.system.networks)]
+    if isinstance(config.system.networks, R3GAN):
+        slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
+        config = replace(config, system=replace(config.system, networks=slim))
+    if hasattr(config.system, "critic_steps"):
+        slim_system = replace(config.system, critic_steps=min(config.system.critic_steps, critic_steps))
+        config = replace(config, system=slim_system)
+    return replace(config, data=replace(config.data, size=size))
 
 
 def step_of(
@@ -33,8 +49,9 @@ def step_of(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[TrainState, Step]:
-    """A fresh state and its step, as the trainer makes them."""
+    """A fresh state and its step, as the trainer makes them; config.batch is that of all ranks together."""
     state = new_state(
         config.system,
         config.shape,
@@ -45,13 +62,16 @@ def step_of(
         dtype=dtype,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
     )
-    options = {"seed": 0, "batch": config.batch, "total": config.images, "autocast": autocast}
-    return state, Step(config.system, state, config.averaging, **options)  # type: ignore[arg-type]
+    options = {"seed": 0, "batch": config.batch // ranks.world, "total": config.images, "autocast": autocast}
+    return state, Step(config.system, state, config.averaging, ranks=ranks, **options)  # type: ignore[arg-type]
 
 
-def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32) -> Batch:
-    """Batch `number` of noise, laid out as the data feeder does it."""
+def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32, ranks: Ranks = ALONE) -> Batch:
+    """This rank's part of batch `number` of noise, laid out as the data feeder does it."""
     size = (config.batch, config.shape.size, config.shape.size, config.shape.channels)
     pixels = torch.rand(size, generator=torch.Generator().manual_seed(number), dtype=torch.float64) * 2 - 1
     index = torch.arange(config.batch) + number * config.batch
-    return Batch(pixels.to(dtype).permute(0, 3, 1, 2), None, index)
+    labels = index * 7 % config.shape.classes if config.shape.classes else None
+    part = config.batch // ranks.world
+    mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
+    return Batch(pixels[mine].to(dtype).permute(0, 3, 1, 2), None if labels is None else labels[mine], index[mine])

@@ -23,13 +23,14 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff
 
 from fastgan.allocator import keep_freed_memory
-from fastgan.errors import FastganError
-from fastgan.terminal import one_line, say_warning
+from fastgan.errors import FastganError, RankFailed, RankLost, StoppedElsewhere
+from fastgan.launch import end_with_parent, is_first
+from fastgan.terminal import nothing_begun, one_line, say_warning
 
 if TYPE_CHECKING:
     from fastgan.cli.commands import Command
 
-MENDABLE, RESUMABLE = 2, 3
+BUG, MENDABLE, RESUMABLE = 1, 2, 3
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -52,25 +53,40 @@ def _parse(kind: Any, args: Sequence[str] | None, **words: Any) -> Any:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command; returns its exit status. Of several ranks the first one prints, and each what it alone knows."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = say_warning
+            warnings.showwarning = say_warning if is_first() else _say_nothing
             keep_freed_memory()
+            end_with_parent()
             return _run(sys.argv[1:] if args is None else args)
     except FastganError as error:
-        print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
-        return MENDABLE
+        return _ended(error if is_first() else "", MENDABLE)
+    except (RankFailed, StoppedElsewhere) as error:
+        return _ended(error, MENDABLE)
+    except RankLost as error:
+        return _ended(f"rank {os.environ.get('RANK', '?')}: {error}", BUG)
     except KeyboardInterrupt:
         print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
         return RESUMABLE
 
 
+def _ended(why: Exception | str, status: int) -> int:
+    """Print why, if that is anything, as one line."""
+    if line := " ".join(str(why).split()):
+        print(f"fastgan: {line}", file=sys.stderr)
+    return status
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    pass
+
+
 def _run(args: Sequence[str]) -> int:
     if args and args[0] == "pack":  # does not wait for PyTorch to load
-        from fastgan.cli.pack import Pack, run_pack
-
+        with nothing_begun():
+            from fastgan.cli.pack import Pack, run_pack
         return run_pack(_parse(Pack, args[1:], prog="fastgan pack"))
-    from fastgan.cli import actions
-
-    return actions.run(parse(args))
+    with nothing_begun():
+        from fastgan.cli import actions
+    return actions.run(parse(args), args)

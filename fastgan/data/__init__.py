@@ -1,4 +1,5 @@
-"""Training images: a folder, a zip or the digits, as one kind of object, and the order in which they come.
+"""Training images: a folder, a zip, the digits or the photographs, as one kind of object, and the order in which they
+come.
 
 `open_images` finds and checks them, `sampler` says which image is sample number n of a run, `feeder` brings
 batches to the device ahead of the trainer.
@@ -15,10 +16,11 @@ from fastgan.data.image_set import ImageSet, fingerprint
 from fastgan.data.options import DataOptions
 from fastgan.data.pack_format import is_pack
 from fastgan.data.pack_reader import open_pack
+from fastgan.data.photos import HELD_OUT, TRAIN, load_photos, photographs
 from fastgan.data.sources import list_files
 from fastgan.data.stream import is_stream, open_stream
 
-__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
+__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images", "photographs"]
 
 
 def open_images(options: DataOptions, progress: Progress | None = None) -> ImageSet:
@@ -31,6 +33,8 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
         return load_digits(options)
     if options.path and is_stream(options.path):
         return open_stream(options)
+    if options.path in (TRAIN, HELD_OUT):
+        return load_photos(options)
     folder = Path(os.path.expanduser(options.path))
     if options.path and is_pack(folder):
         return open_pack(folder, options)

@@ -11,8 +11,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.image_set import ImageSet
+from fastgan.data import DataOptions, ImageSet, open_images
 from fastgan.data.native import open_native
+from fastgan.data.pack_format import is_pack, read_index
 from fastgan.errors import FastganError
 from fastgan.features import open_extractor
 
@@ -32,15 +33,29 @@ T = TypeVar("T")
 class Images:
     """Images to be evaluated.
 
-    batches: size -> batches of at most so many, uint8 [n, C, H, W]; can be called again where `again` is True
+    batches: size -> batches of at most so many, uint8 [n, C, H, W]
     count:   how many there are; None where that shows only at the end
     digest:  SHA-256 of what they are; None where that would take drawing them
+    every:   size, first, step -> every step-th of the batches, from number `first` on, without making the others;
+             None where all have to be made
+    names:   of the files, in order; () where they are no files
     """
 
     name: str
     batches: Callable[[int], Iterator[Tensor]]
     count: int | None = None
     digest: Callable[[], str] | None = None
+    every: Callable[[int, int, int], Iterator[Tensor]] | None = None
+    names: tuple[str, ...] = ()
+
+    def share(self, rank: int, world: int) -> Images:
+        """The batches number rank, rank + world, ...: whole ones, so that networks see the same ones on any number."""
+        if world == 1:
+            return self
+        every = self.every
+        if every is not None:
+            return replace(self, batches=lambda size: every(size, rank, world), every=None)
+        return replace(self, batches=lambda size: islice(self.batches(size), rank, None, world))
 
 
 def features_of(source: Any, features: Any = None, *, batch_size: int = 64) -> Iterator[Tensor]:
@@ -89,8 +104,8 @@ def extractor_of(features: Any) -> Callable[[Tensor], Any]:
 def images_of(source: Any) -> Images:
     """The images in `source`.
 
-    source: path of a folder or .zip of images of one size; an ImageSet; uint8 or float in [-1, 1], [N, C, H, W] (uint8
-            also [N, H, W, C]) of 1 or 3 channels; or an iterable of such batches
+    source: path of a folder or .zip of images of one size, or of a pack; an ImageSet; uint8 or float in [-1, 1],
+            [N, C, H, W] (uint8 also [N, H, W, C]) of 1 or 3 channels; or an iterable of such batches
     Raises FastganError, also while they are read, for what is none of it.
     """
     if isinstance(source, Images):
@@ -101,13 +116,19 @@ def images_of(source: Any) -> Images:
         return _image_set(source)
     if isinstance(source, (np.ndarray, Tensor)):
         pixels = eight_bits(source)
-        return Images("images", lambda size: iter(torch.split(pixels, size)), len(pixels), lambda: _digest([pixels]))
+        return Images(
+            "images",
+            lambda size: iter(torch.split(pixels, size)),
+            len(pixels),
+            lambda: _digest([pixels]),
+            lambda size, first, step: iter(torch.split(pixels, size)[first::step]),
+        )
     if isinstance(source, Iterable) and not isinstance(source, (bytes, dict)):
         return Images(
             "images", lambda size: chain.from_iterable(torch.split(eight_bits(batch), size) for batch in source)
         )
     raise FastganError(
-        "images: expected a folder or zip, an array or a tensor [N, C, H, W], or batches of them, got "
+        "images: expected a folder, zip or pack, an array or a tensor [N, C, H, W], or batches of them, got "
         f"{type(source).__name__}"
     )
 
@@ -162,22 +183,24 @@ def _files(path: str | os.PathLike[str]) -> Images:
             f"{path} is a run, not a folder of images; `fastgan eval {path}` evaluates it, `fastgan sample --singles` "
             "writes its images"
         )
+    if is_pack(Path(path).expanduser()):
+        index = read_index(Path(path).expanduser())
+        return _image_set(open_images(DataOptions(path=os.fspath(path), size=index.size, channels=index.channels)))
     found = open_native(path)
-    return Images(
-        found.name,
-        lambda size: (torch.from_numpy(pixels).permute(0, 3, 1, 2) for pixels in found.batches(size)),
-        found.count,
-        lambda: found.sha256,
-    )
+
+    def batches(size: int, first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        return (torch.from_numpy(pixels).permute(0, 3, 1, 2) for pixels in found.batches(size, first, step))
+
+    return Images(found.name, batches, found.count, lambda: found.sha256, batches, found.files.names)
 
 
 def _image_set(images: ImageSet) -> Images:
-    def batches(size: int) -> Iterator[Tensor]:
-        for start in range(0, len(images), size):
+    def batches(size: int, first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        for start in range(first * size, len(images), step * size):
             pixels = images.read(np.arange(start, min(start + size, len(images))))
             yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    return Images(images.name, batches, len(images), lambda: _digest(batches(256)))
+    return Images(images.name, batches, len(images), lambda: _digest(batches(256)), batches)
 
 
 def _digest(batches: Iterable[Tensor]) -> str:
