@@ -33,6 +33,7 @@ GPU_KERNELS = {
     "conv_transpose_bn_act": "Triton",
     "counter_noise": "CUDA C++",
     "masked_act": "Triton",
+    "modulated_act": "Triton",
     "symmetric_product": "CUDA C++",
 }
 GPU_ONLY = ("symmetric_product",)  # on a CPU the library's matrix product is the fastest there is
