@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastgan.assemble import pick_device
 from fastgan.config import Config, from_mapping
 from fastgan.contract import Samples
 from fastgan.data import DataOptions, open_images
@@ -28,7 +29,6 @@ from fastgan.metrics.sources import Images, images_of
 from fastgan.pictures import latent_path, load_players, picture_labels, picture_latents, sample_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
-from fastgan.train import pick_device
 
 __all__ = [
     "SourceOptions",

@@ -24,10 +24,12 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff
 from fastgan.allocator import keep_freed_memory
 from fastgan.cli import actions
 from fastgan.cli.commands import Command
+from fastgan.dist import RankFailed, RankLost, StoppedElsewhere, is_first
 from fastgan.errors import FastganError
+from fastgan.launch import end_with_parent
 from fastgan.terminal import one_line, say_warning
 
-MENDABLE, RESUMABLE = 2, 3
+BUG, MENDABLE, RESUMABLE = 1, 2, 3
 
 
 def parse(args: Sequence[str] | None) -> Command:
@@ -49,15 +51,30 @@ def parse(args: Sequence[str] | None) -> Command:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command; returns its exit status. Of several ranks the first one prints, and each what it alone knows."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = say_warning
+            warnings.showwarning = say_warning if is_first() else _say_nothing
             keep_freed_memory()
-            return actions.run(parse(args))
+            end_with_parent()
+            return actions.run(parse(args), sys.argv[1:] if args is None else args)
     except FastganError as error:
-        print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
-        return MENDABLE
+        return _ended(error if is_first() else "", MENDABLE)
+    except (RankFailed, StoppedElsewhere) as error:
+        return _ended(error, MENDABLE)
+    except RankLost as error:
+        return _ended(f"rank {os.environ.get('RANK', '?')}: {error}", BUG)
     except KeyboardInterrupt:
         print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
         return RESUMABLE
+
+
+def _ended(why: Exception | str, status: int) -> int:
+    """Print why, if that is anything, as one line."""
+    if line := " ".join(str(why).split()):
+        print(f"fastgan: {line}", file=sys.stderr)
+    return status
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    pass

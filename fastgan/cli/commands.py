@@ -46,6 +46,10 @@ class Train:
     """auto, never, or a run or checkpoint to go on from"""
     device: Annotated[str | None, _default("auto")] = None
     """auto, cpu, cuda, cuda:1"""
+    gpus: Annotated[int | None, _default("one, or as torchrun says")] = None
+    """train on so many GPUs of this machine; --batch is shared out to them. Several machines: docs/scaling.md"""
+    ranks: Annotated[int | None, _default("one, or as torchrun says")] = None
+    """the same in so many processes, on the CPU with --device cpu"""
     workers: Annotated[int | None, _default("one per core")] = None
     """threads that decode images"""
     eval_every: Annotated[float | None, _default("never")] = None

@@ -13,6 +13,10 @@ from fastgan.errors import FastganError
 from fastgan.run import checkpoint as checkpoints
 from fastgan.run.files import write_atomic
 
+# A file in the run folder where training was stopped early, was saved and can go on: what status 3 says, for scripts
+# that only see the status of a launcher.
+RESUMABLE = "resumable"
+
 # What may differ between two commands that go on with the same run.
 FREE = (
     "preset",

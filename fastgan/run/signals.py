@@ -7,17 +7,22 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Context in which the first SIGTERM or SIGINT only sets `received`; a second one acts as usual."""
+    """Context in which the first SIGTERM or SIGINT only sets `received`; a second one acts as usual.
+
+    patient: a second one does nothing: whoever started several ranks passes signals on to each, which may have had it
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.received: str | None = None
+        self._patient = patient
         self._previous: dict[signal.Signals, object] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._restore()
+        self.received = self.received or signal.Signals(number).name
+        if not self._patient:
+            self._restore()
 
     def __enter__(self) -> StopSignals:
         try:
@@ -26,6 +31,13 @@ class StopSignals:
         except ValueError:  # not in the main thread: the caller's own handlers stay in charge
             self._previous.clear()
         return self
+
+    def ignore(self) -> None:
+        """No signal stops this process any more, also after the context: it is ending, and says by its status how."""
+        if self._previous:
+            for number in self.SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            self._previous.clear()
 
     def _restore(self) -> None:
         for number, previous in self._previous.items():
