@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastgan.data import DataOptions
 from fastgan.evaluation import Evaluation
-from fastgan.gans import UnconditionalGAN
-from fastgan.models import DCGAN, R3GAN, Dense, ResNet
+from fastgan.gans import StyleBasedGAN, UnconditionalGAN
+from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
 from fastgan.optim import Averaging, Optimizer
 from fastgan.options import Config, Output
 from fastgan.schedule import Schedule
@@ -38,6 +38,23 @@ def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: f
     )
 
 
+def _stylegan2(size: int, *, width: int, gamma: float, lr: float, batch: int, kimg: float) -> Config:
+    """StyleGAN2 (Karras et al. 2020, arXiv:1912.04958, configuration F and appendix B), Adam as for lazy penalties."""
+    adam = Optimizer(lr=lr, beta1=0.0, beta2=0.99)
+    system = StyleBasedGAN(StyleGAN2(width, width), r1=gamma)
+    return Config(
+        preset=f"stylegan2-{size}",
+        data=DataOptions(path="", size=size, mirror=True),
+        system=system,
+        optim={"generator": adam.lazy(system.path_every), "critic": adam.lazy(system.r1_every)},
+        averaging=Averaging(halflife_kimg=10.0),
+        output=Output(grid_kimg=200, checkpoint_kimg=200),
+        kimg=kimg,
+        batch=batch,
+    )
+
+
+_DIGIT_ADAM = Optimizer(lr=2.5e-3, beta1=0.0, beta2=0.99)
 _ROWS = (
     # A start without data: 1,797 handwritten digits, about four minutes on one CPU core.
     Config(
@@ -92,6 +109,24 @@ _ROWS = (
     _r3gan(32, gamma=0.05, kimg=250_000, batch=512, halflife_kimg=5000),
     _r3gan(64, gamma=2.0, kimg=100_000, batch=256, halflife_kimg=500),
     _r3gan(256, gamma=150.0, kimg=200_000, batch=256, halflife_kimg=500),
+    # StyleGAN2 without any data: narrow networks, minutes on one CPU core.
+    Config(
+        preset="stylegan2-digits",
+        data=DataOptions(path="digits", size=32, channels=1),
+        system=StyleBasedGAN(
+            StyleGAN2(8, 8, max_width=64, style=64, mapping_layers=4), latent=64, r1=1.0, path_every=8
+        ),
+        optim={"generator": _DIGIT_ADAM.lazy(8), "critic": _DIGIT_ADAM.lazy(16)},
+        averaging=Averaging(halflife_kimg=5.0),
+        output=Output(tick_seconds=5, grid_kimg=20, checkpoint_kimg=20),
+        evaluation=Evaluation(features="digits"),
+        kimg=60,
+        batch=32,
+        threads=1,
+    ),
+    # gamma = 0.0002 pixels / batch, the rule of thumb of Karras et al. 2020b (arXiv:2006.06676, appendix C)
+    _stylegan2(64, width=256, gamma=0.0256, lr=2.5e-3, batch=32, kimg=10_000),
+    _stylegan2(256, width=64, gamma=0.41, lr=2.5e-3, batch=32, kimg=25_000),
 )
 
 PRESETS = {config.preset: config for config in _ROWS}

@@ -264,7 +264,8 @@ class Step:
         for player, buffers in zip(players, saved, strict=True):
             player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():
-            player.update(self.progress, self._decay, norms[name], skip)
+            decay = self._decay if turn.average else self.progress.value(1.0)
+            player.update(self.progress, decay, norms[name], skip)
             self.state.skipped[self._rows[name]].add_(skip)
             self.state.skipped[self._rows[name], 1].mul_(skip)
         key = (turn.name, tuple(statistics))
