@@ -55,7 +55,6 @@ class Optimizer:
             if not getattr(self, name) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
-
     def lazy(self, every: int) -> Optimizer:
         """For a player that has a second update in every `every`-th step, a lazy penalty's: lr c and beta^c with
         c = every / (every + 1) (Karras et al. 2020, arXiv:1912.04958, appendix B)."""

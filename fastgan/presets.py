@@ -54,7 +54,7 @@ def _stylegan2(size: int, *, width: int, gamma: float, lr: float, batch: int, ki
     )
 
 
-_DIGIT_ADAM = Optimizer(lr=2.5e-3, beta1=0.0, beta2=0.99)
+_DIGIT_ADAM = Optimizer(lr=Schedule(2.5e-3, 0.0, begin=0.6), beta1=0.0, beta2=0.99)
 _ROWS = (
     # A start without data: 1,797 handwritten digits, about four minutes on one CPU core.
     Config(

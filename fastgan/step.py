@@ -191,8 +191,8 @@ class Step:
             player.values(self.progress)
         self.turns = system.turns(state.modules, self.scalars)
         self.batches = self._batches_of(0)
-        cycle = math.lcm(*(turn.every for turn in self.turns))
-        assert all(self._batches_of(s) == self.batches for s in range(min(cycle, 1000))), "steps differ in batches"
+        self.cycle = math.lcm(*(turn.every for turn in self.turns))  # after so many steps the phases repeat
+        assert all(self._batches_of(s) == self.batches for s in range(min(self.cycle, 1000))), "steps differ in batches"
         self._decay = torch.zeros_like(state.seen)
         self._total = float(total)
         self._rows = {name: row for row, name in enumerate(state.players)}

@@ -16,7 +16,7 @@ from torch import nn
 
 from fastgan.assemble import pick_device
 from fastgan.config import Config, from_mapping
-from fastgan.contract import Samples
+from fastgan.contract import Samples, Styles
 from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
 from fastgan.evaluation import Progress, evaluate, generated_images, numbers_of, parse_metrics
@@ -26,7 +26,14 @@ from fastgan.generator import Generator
 from fastgan.metrics import FeatureStatistics
 from fastgan.metrics.result import Result
 from fastgan.metrics.sources import Images, images_of
-from fastgan.pictures import latent_path, load_players, picture_labels, picture_latents, sample_images
+from fastgan.pictures import (
+    latent_path,
+    load_players,
+    picture_labels,
+    picture_latents,
+    sample_images,
+    style_path_images,
+)
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
 
@@ -81,15 +88,27 @@ def _run_folder(path: Path) -> Path:
 
 
 def draw_samples(
-    run: Path, seeds: str, out: Path | None, singles: Path | None, weights: str, device_name: str, say: Say
+    run: Path,
+    seeds: str,
+    out: Path | None,
+    singles: Path | None,
+    weights: str,
+    device_name: str,
+    say: Say,
+    *,
+    truncation: float | None = None,
 ) -> None:
-    """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder."""
+    """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder.
+
+    truncation: of a system with styles; None: as its options say
+    """
     numbers = parse_seeds(seeds)
     config, players, device = load_run(run, weights == "average", device_name, say)
-    system = _sampler(config, "sample")
+    system = _sampler(config, "sample", truncation)
     latents, labels = picture_latents(system, numbers, device), picture_labels(config.shape, numbers, device)
     images = to_uint8(sample_images(system, players, latents, labels))
-    out = out or _run_folder(run) / f"samples-{_file_name(seeds)}.png"
+    name = _file_name(seeds) + ("" if truncation is None else f"-truncation-{truncation:g}")
+    out = out or _run_folder(run) / f"samples-{name}.png"
     with _writable(out):
         save_png(grid(images), out)
         if singles:
@@ -100,9 +119,23 @@ def draw_samples(
 
 
 def draw_interpolation(
-    run: Path, seeds: str, frames: int, out: Path | None, fps: int, weights: str, device_name: str, say: Say
+    run: Path,
+    seeds: str,
+    frames: int,
+    out: Path | None,
+    fps: int,
+    weights: str,
+    device_name: str,
+    say: Say,
+    *,
+    truncation: float | None = None,
+    space: str = "z",
 ) -> None:
-    """An animation from seed to seed as WebP, and its frames as a film strip beside it."""
+    """An animation from seed to seed as WebP, and its frames as a film strip beside it.
+
+    truncation: of a system with styles; None: as its options say
+    space: "z" for ways between latents, "w" for straight ones between styles
+    """
     numbers = parse_seeds(seeds)
     if len(numbers) < 2:
         raise FastganError(f"--seeds {seeds!r}: an interpolation needs two or more, such as 0-7")
@@ -110,10 +143,15 @@ def draw_interpolation(
         if value < 1:
             raise FastganError(f"--{name} must be 1 or more, got {value}")
     config, players, device = load_run(run, weights == "average", device_name, say)
-    system = _sampler(config, "interpolate")
-    path = latent_path(system, picture_latents(system, numbers, device), frames)
-    images = to_uint8(sample_images(system, players, path, _labels_of_path(config, numbers, frames, device)))
-    out = out or _run_folder(run) / f"interpolation-{_file_name(seeds)}.webp"
+    system = _sampler(config, "interpolate", truncation)
+    latents = picture_latents(system, numbers, device)
+    if space == "w":
+        images = to_uint8(style_path_images(_styles(config, system, "--space w"), players, latents, frames))
+    else:
+        path = latent_path(system, latents, frames)
+        images = to_uint8(sample_images(system, players, path, _labels_of_path(config, numbers, frames, device)))
+    name = _file_name(seeds) + ("-w" if space == "w" else "")
+    out = out or _run_folder(run) / f"interpolation-{name}.webp"
     strip = out.with_suffix(".png")
     with _writable(out):
         save_animation(images, out, fps=fps)
@@ -121,11 +159,21 @@ def draw_interpolation(
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
 
 
-def _sampler(config: Config, command: str) -> Samples:
-    """The system as one that makes images from latents, or FastganError."""
+def _sampler(config: Config, command: str, truncation: float | None) -> Samples:
+    """The system as one that makes images from latents, with such a truncation, or FastganError."""
     if not isinstance(config.system, Samples):
         raise FastganError(f"fastgan {command}: preset {config.preset} makes images from images, not from seeds")
-    return config.system
+    if truncation is None:
+        return config.system
+    truncated: Samples = _styles(config, config.system, f"--truncation {truncation:g}").truncated(truncation)
+    return truncated
+
+
+def _styles(config: Config, system: Samples, flag: str) -> Styles:
+    """The system as one with styles, or FastganError about the flag that needs them."""
+    if not isinstance(system, Styles):
+        raise FastganError(f"{flag}: preset {config.preset} has no styles (stylegan2-... have); leave it out")
+    return system
 
 
 def _labels_of_path(config: Config, seeds: list[int], frames: int, device: torch.device) -> torch.Tensor | None:

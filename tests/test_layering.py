@@ -59,6 +59,7 @@ BELOW: dict[str, set[str]] = {
         "contract",
         "cost",
         "data",
+        "gans",
         "kernels",
         "options",
         "step",

@@ -117,14 +117,16 @@ def run_train(command: Train, arguments: Sequence[str]) -> int:
 def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
-    draw_samples(command.run, command.seeds, command.out, command.singles, command.weights, command.device, say)
+    c = command
+    draw_samples(c.run, c.seeds, c.out, c.singles, c.weights, c.device, say, truncation=c.truncation)
     return 0
 
 
 def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
-    draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, say)
+    c = command
+    draw(c.run, c.seeds, c.frames, c.out, c.fps, c.weights, c.device, say, truncation=c.truncation, space=c.space)
     return 0
 
 

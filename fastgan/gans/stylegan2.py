@@ -101,7 +101,9 @@ class StyleBasedGAN:
             turns.append(Turn("r1", ("critic",), play.r1_turn, every=self.r1_every, fresh=False))
         turns.append(Turn("generator", ("generator",), play.generator_turn, fresh=False))
         if "path" in scalars:
-            turns.append(Turn("path", ("generator",), play.path_turn, every=self.path_every, fresh=False, average=False))
+            turns.append(
+                Turn("path", ("generator",), play.path_turn, every=self.path_every, fresh=False, average=False)
+            )
         return tuple(turns)
 
     def latents(self, draw: Draw) -> Tensor:
@@ -174,7 +176,7 @@ class _Play:
         (slope,) = torch.autograd.grad(self.critic(x).sum(), x, create_graph=True)
         squares = slope.square().sum((1, 2, 3)).mean()
         weight = self.scalars["r1"] * (self.options.r1_every / 2)
-        (squares * weight).backward(inputs=list(self.critic.parameters()))
+        torch.autograd.backward(squares * weight, inputs=[p for p in self.critic.parameters() if p.requires_grad])
         return {"r1": squares.detach()}
 
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
@@ -199,11 +201,10 @@ class _Play:
         with torch.no_grad():
             mean.lerp_(group_mean(lengths.detach().mean()).to(mean.dtype), 1 - PATH_DECAY)
         penalty = (lengths - mean).square().mean()
-        (penalty * (self.scalars["path"] * self.options.path_every)).backward(inputs=list(self._trained()))
+        weight = self.scalars["path"] * self.options.path_every
+        trained = [p for p in self.generator.parameters() if p.requires_grad]
+        torch.autograd.backward(penalty * weight, inputs=trained)
         return {"length": lengths.detach().mean(), "penalty": penalty.detach()}
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self.generator.parameters() if p.requires_grad]
 
 
 def path_lengths(images: Tensor, styles: Tensor, probe: Tensor) -> Tensor:

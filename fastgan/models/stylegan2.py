@@ -8,9 +8,9 @@ convolutions that styles modulate:
     image = sum of 1x1 convolutions of every size, upsampled bilinearly    (skip connections, section 4.1)
 
 A convolution modulates its input, convolves with weights that all samples share and demodulates its output
-(fastgan.kernels.modulated_act); then come noise times a learned strength, bias, and leaky ReLU times sqrt(2). Doubling is
-a transposed convolution and a blur with [1, 3, 3, 1]. Critic: residual blocks that halve the size (blur, then stride 2),
-minibatch standard deviation (Karras et al. 2018, arXiv:1710.10196, section 3), a convolution and two dense layers.
+(fastgan.kernels.modulated_act); then come noise times a learned strength, bias, and leaky ReLU times sqrt(2). Doubling
+is a transposed convolution and a blur with [1, 3, 3, 1]. Critic: residual blocks that halve the size (blur, then stride
+2), minibatch standard deviation (Karras et al. 2018, arXiv:1710.10196, section 3), a convolution, two dense layers.
 
 All layers have an equalised learning rate (the same, section 4.1): weights are stored as N(0, 1) and used times
 1/sqrt(fan_in); those of f also times mapping_lr, and stored over it, so that they learn that much slower.
@@ -22,6 +22,7 @@ the minibatch standard deviation are neighbours in the batch, so that ranks that
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,7 +33,7 @@ from torch.nn import functional as F
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
 from fastgan.models.sizes import at_least_one, levels
-from fastgan.models.style_layers import Blur, Linear, ModulatedConv, ToImage, without_autocast
+from fastgan.nn.modulated import Blur, Linear, ModulatedConv, ToImage, without_autocast
 
 SLOPE, ACT_GAIN = 0.2, math.sqrt(2)
 
@@ -86,11 +87,12 @@ class StyleGAN2:
 
 
 class Mapping(nn.Module):
-    """z [N, latent] -> w [N, style], the function f of the paper; in the type of its weights, whatever autocast says."""
+    """z [N, latent] -> w [N, style], the function f of the paper, in the type of its weights, under autocast too."""
 
     def __init__(self, latent: int, style: int, layers: int, lr: float) -> None:
         super().__init__()
         sizes = [latent, *[style] * layers]
+        self.style = style
         self.layers = nn.ModuleList(Linear(*pair, lr=lr) for pair in pairwise(sizes))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -131,7 +133,9 @@ class Synthesis(nn.Module):
 
     def forward(self, w: Tensor, noise: Tensor | None = None) -> Tensor:
         w = w[:, None].expand(-1, self.styles, -1) if w.dim() == 2 else w
-        given = [None] * len(self.layers) if noise is None else noise.to(w.dtype).split(self.noise_sizes, 1)
+        given: Sequence[Tensor | None] = [None] * len(self.layers)
+        if noise is not None:
+            given = torch.split(noise.to(w.dtype), self.noise_sizes, 1)
         x = self.start[None].expand(w.shape[0], -1, -1, -1).permute(0, 3, 1, 2)  # channels-last strides
         image: Tensor | None = None
         for number, (layer, drawn) in enumerate(zip(self.layers, given, strict=True)):
@@ -173,7 +177,7 @@ class Generator(nn.Module):
     def __init__(self, mapping: Mapping, synthesis: Synthesis) -> None:
         super().__init__()
         self.mapping, self.synthesis = mapping, synthesis
-        self.register_buffer("style_mean", torch.zeros(mapping.layers[-1].weight.shape[0]))
+        self.register_buffer("style_mean", torch.zeros(mapping.style))
         self.register_buffer("path_mean", torch.zeros(()))
 
     def forward(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -249,9 +253,10 @@ def with_minibatch_std(x: Tensor, group: int) -> Tensor:
     group: neighbours in the batch; where N is no multiple of it, the largest number of them that divides N
     """
     size = max(d for d in range(1, group + 1) if x.shape[0] % d == 0)
-    groups = x.reshape(-1, size, *x.shape[1:])
-    deviation = (groups.float() if x.dtype in (torch.bfloat16, torch.float16) else groups).var(1, correction=0)
-    mean = (deviation + 1e-8).sqrt().mean((1, 2, 3))
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    groups = wide.view(-1, size, *x.shape[1:])
+    variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)
+    mean = (variance + 1e-8).sqrt().mean((1, 2, 3))
     feature = mean[:, None].expand(-1, size).reshape(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
     return torch.cat([x, feature.to(x.dtype)], 1)
 

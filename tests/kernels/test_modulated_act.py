@@ -181,11 +181,13 @@ for case in ("odd sizes", "odd sizes, channels-last", "one pixel", "no pixels", 
         x, grad = (in_layout(torch.randn(n, c, h, w), last) for _ in range(2))
         vectors = [torch.randn(s) for s in ((n, c), (1 if shared else n, 1, h, w), (), (c,))]
         for given, slope, gain in ((vectors, 0.2, 1.5), ([vectors[0], None, None, None], 1.0, 1.0)):
-            out, dx, sums = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan), torch.full((3, n, c), torch.nan)
+            out, dx = (torch.full_like(x, torch.nan) for _ in range(2))
+            sums = torch.full((3, n, c), torch.nan)
             triton.launch(x, given, slope, gain, out, None, None)
             triton.launch(x, given, slope, gain, dx, grad, sums)
             torch.testing.assert_close(out, reference(x, *given, slope, gain), rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close((dx, sums), reference_backward(grad, x, *given, slope, gain), rtol=1e-4, atol=1e-4)
+            exact = reference_backward(grad, x, *given, slope, gain)
+            torch.testing.assert_close((dx, sums), exact, rtol=1e-4, atol=1e-4)
 print("checked")
 """
 

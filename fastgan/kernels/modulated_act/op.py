@@ -224,7 +224,12 @@ def _check(
     if (noise is None) != (strength is None):
         raise FastganError("modulated_act: expected both noise and strength or neither, got one of them")
     n, c, h, w = x.shape
-    expected = {"scale": [(n, c)], "noise": [(n, 1, h, w), (1, 1, h, w)], "strength": [()], "bias": [(c,)]}
+    expected: dict[str, list[tuple[int, ...]]] = {
+        "scale": [(n, c)],
+        "noise": [(n, 1, h, w), (1, 1, h, w)],
+        "strength": [()],
+        "bias": [(c,)],
+    }
     for (name, shapes), vector in zip(expected.items(), (scale, noise, strength, bias), strict=True):
         if vector is None:
             continue

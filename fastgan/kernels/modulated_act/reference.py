@@ -69,7 +69,7 @@ def reference_backward(
     slope: float,
     gain: float,
 ) -> tuple[Tensor, Tensor]:
-    """dx like x, and sums [3, N, C] in the type of the arithmetic; by the formulas, which autograd can differentiate."""
+    """dx like x, and sums [3, N, C] in the type of the arithmetic; by the formulas, in differentiable operations."""
     dtype = arithmetic_type(x.dtype)
     m = slopes(before_activation(x, scale, noise, strength, bias), slope, gain)
     dz = grad.to(dtype) * m

@@ -58,7 +58,8 @@ class ModulatedConv(nn.Module):
             y = F.conv2d(x, self.weight, padding=1)
         else:
             y = self.blur(F.conv_transpose2d(x, self.weight, stride=2))
-        return _act(y, d, noise, strength, bias, slope=slope, gain=gain)
+        out: Tensor = _act(y, d, noise, strength, bias, slope=slope, gain=gain)
+        return out
 
 
 class ToImage(nn.Module):
@@ -82,8 +83,9 @@ class ToImage(nn.Module):
             y = x.permute(0, 2, 3, 1).reshape(n, height * width, -1) @ weights.to(x.dtype).mT
             image = y.view(n, height, width, -1).permute(0, 3, 1, 2)
         else:
-            image = (weights.to(x.dtype) @ x.flatten(2)).unflatten(2, (height, width))
-        return image.to(w.dtype) + self.bias[:, None, None]
+            image = (weights.to(x.dtype) @ x.flatten(2)).view(n, -1, height, width)
+        out: Tensor = image.to(w.dtype) + self.bias[:, None, None]
+        return out
 
 
 class Blur(nn.Module):
