@@ -15,6 +15,7 @@ from benchmarks import baselines
 from benchmarks.baselines import Loop, Recipe
 from fastgan import optim
 from fastgan.contract import Batch, Draw
+from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.optim import Averaging
 from fastgan.options import Config
 from fastgan.presets import PRESETS
@@ -35,6 +36,20 @@ def config_of(preset: str, batch: int | None, device: str) -> Config:
         narrow = replace(config.system.networks, widths=(96, 96, 96, 96, 48, 24, 16), blocks=(1,) * 7)
         config = replace(config, system=replace(config.system, networks=narrow))
     return config
+
+
+NARROW: dict[type, dict[str, object]] = {
+    Dense: {"generator_layers": (8,), "generator_width": 4, "critic_stem": 4, "critic_layers": (8,)},
+    DCGAN: {"generator_width": 4, "critic_width": 4},
+    ResNet: {"generator_width": 8, "generator_max_width": 8, "critic_width": 8, "critic_max_width": 8},
+    R3GAN: {"widths": (8,) * 7, "blocks": (1,) * 7, "group_size": 4},
+}
+
+
+def tiny(config: Config) -> Config:
+    """The same turns on networks so narrow that they need no memory worth mentioning."""
+    networks = replace(config.system.networks, **NARROW[type(config.system.networks)])
+    return replace(config, system=replace(config.system, networks=networks), batch=2)
 
 
 def recipe_of(config: Config) -> Recipe:

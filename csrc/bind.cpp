@@ -12,9 +12,11 @@
 #include "counter_noise.h"
 #include "device.h"
 #include "fold.h"
+#include "ingest.h"
 #include "masked_act.h"
 #include "modulated_act.h"
 #include "norm_act.h"
+#include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
 
 namespace py = pybind11;
@@ -25,7 +27,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 5;
+constexpr int kAbi = 6;
 
 template <typename T>
 T* at(Address address) {
@@ -81,6 +83,13 @@ Fold fold(int64_t samples, int64_t channels, const std::array<std::array<int64_t
   int64_t* fields[6] = {fold.small, fold.large, fold.kernel, fold.stride, fold.padding, fold.dilation};
   for (int i = 0; i < 6; ++i) std::copy(sizes[i].begin(), sizes[i].end(), fields[i]);
   return fold;
+}
+
+// ---- ingest
+
+// Sizes: samples, height, width, channels.
+Ingest ingest(Address pixels, Address flip, const std::array<int64_t, 4>& sizes, Address out) {
+  return {at<const uint8_t>(pixels), at<const uint8_t>(flip), sizes[0], sizes[1], sizes[2], sizes[3], at<void>(out)};
 }
 
 // ---- masked_act
@@ -291,6 +300,13 @@ PYBIND11_MODULE(_C, m) {
       py::call_guard<py::gil_scoped_release>(), py::arg("fold"), py::arg("type"), py::arg("grad"), py::arg("a"),
       py::arg("act"), py::arg("slope"), py::arg("columns"), py::arg("threads"));
 
+  py::class_<Ingest>(m, "Ingest")
+      .def(py::init(&ingest), py::arg("pixels"), py::arg("flip"), py::arg("sizes"), py::arg("out"));
+  m.def(
+      "ingest_cpu",
+      [](const Ingest& ingest, int type, int threads) { fastgan_ingest_cpu(&ingest, IngestType(type), threads); },
+      py::call_guard<py::gil_scoped_release>(), py::arg("ingest"), py::arg("type"), py::arg("threads"));
+
   py::class_<MaskedAct>(m, "MaskedAct")
       .def(py::init(&masked_act), py::arg("addresses"), py::arg("sizes"), py::arg("slope"));
   m.attr("SIMD_LEVEL") = int(fastgan_simd_level());
@@ -306,6 +322,15 @@ PYBIND11_MODULE(_C, m) {
         fastgan_apply_mask_cpu(&act, MaskedActType(type), threads, SimdLevel(level));
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
+
+  m.def(
+      "symmetric_eigenvalues_cpu",
+      [](Address a, Address values, int64_t n, int64_t stride, int threads) {
+        const SymmetricEigenvalues of = {at<double>(a), n, stride, at<double>(values)};
+        return fastgan_symmetric_eigenvalues_cpu(&of, threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("a"), py::arg("values"), py::arg("n"), py::arg("stride"),
+      py::arg("threads"));
 
   define_modulated_act_cpu(m);
   define_norm_act_cpu(m);
@@ -327,6 +352,12 @@ PYBIND11_MODULE(_C, m) {
         return fastgan_counter_noise_cuda(&noise, CounterNoiseKind(kind), device, at<void>(stream));
       },
       py::arg("noise"), py::arg("kind"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "ingest_cuda",
+      [](const Ingest& ingest, int type, int device, Address stream) {
+        return fastgan_ingest_cuda(&ingest, IngestType(type), device, at<void>(stream));
+      },
+      py::arg("ingest"), py::arg("type"), py::arg("device"), py::arg("stream"));
   m.def(
       "symmetric_product_cuda",
       [](Address a, Address b, Address out, std::array<int64_t, 3> sizes, std::array<double, 3> factors, int device,

@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from fastgan.kernels import counter_noise
@@ -137,8 +138,16 @@ class Networks(Protocol):
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S]."""
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]."""
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N], or [N, outputs] where there are several: classes, latents, features."""
+
+
+@runtime_checkable
+class LabelledNetworks(Protocol):
+    """Networks whose generator can take labels inside, by conditional batch normalisation."""
+
+    def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
+        """(z [N, latent], labels [N] int64 below image.classes) -> [N, C, S, S]."""
 
 
 class System(Protocol):
@@ -158,7 +167,10 @@ class System(Protocol):
         """
 
     def turns(self, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> tuple[Turn, ...]:
-        """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule."""
+        """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule.
+
+        Of a system that is `Remembers`, `scalars` has the tensors of its memory too.
+        """
 
     def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
         """What the system makes of a batch, [N, C, S, S] in [-1, 1], one per image: what metrics score."""
@@ -168,6 +180,14 @@ class System(Protocol):
 
         Each [N, 1 or 3, H, W] in [-1, 1], of one height. The players are in evaluation mode.
         """
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A system whose turns change more than their players."""
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        """Fresh tensors on `device`, by name, that the turns change in place: saved and restored with the players."""
 
 
 # What some systems can do besides, each for a command of its own. All run with players in evaluation mode.
@@ -199,6 +219,15 @@ class Styles(Protocol):
 
     def from_styles(self, players: Mapping[str, nn.Module], styles: Tensor) -> Tensor:
         """Images [N, C, S, S] of styles [N, style]."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """Makes images of a class that one asks for: `fastgan sample --labels`."""
+
+    @property
+    def labelled(self) -> bool:
+        """True."""
 
 
 @runtime_checkable

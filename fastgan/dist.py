@@ -22,22 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, RankFailed, RankLost, StoppedElsewhere
 
 TIMEOUT_SECONDS = 1800.0
 """How long a rank waits for the others before it gives them up; FASTGAN_RANK_TIMEOUT in the environment comes first."""
-
-
-class RankLost(Exception):
-    """Another rank is gone, or did not come in time: this one cannot go on."""
-
-
-class StoppedElsewhere(Exception):
-    """Another rank has failed and says why; this one stops with it and has nothing to add. Str: what rank 0 prints."""
-
-
-class RankFailed(Exception):
-    """This rank, which is not the first, has failed with what a user can mend, and the others do not know it."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +224,6 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
     if world > 1 and missing:
         raise FastganError(f"WORLD_SIZE={world}, but {missing[0]} is not set; start ranks with torchrun")
     return ranks
-
-
-def is_first(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is the one that prints, as far as the environment says: before it is joined to others."""
-    return environment.get("RANK", "0") == "0"
 
 
 def gpus_here() -> int:

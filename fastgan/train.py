@@ -6,29 +6,31 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 import torch
 
 from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.capture import CapturedStep
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.data import ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
-from fastgan.dist import Ranks, StoppedElsewhere, joined
-from fastgan.errors import FastganError
+from fastgan.dist import Ranks, joined
+from fastgan.errors import FastganError, StoppedElsewhere
 from fastgan.evaluation import evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.features import Extractor
+from fastgan.feeding import packing_at_start, packing_while_training, way
 from fastgan.kernels import _runtime
 from fastgan.meeting import Meeting, Stopped
 from fastgan.metrics.sources import images_of
-from fastgan.options import Config, to_mapping, to_toml, with_data
-from fastgan.pictures import draw_pictures, picture_batch
+from fastgan.options import Config, defaults, to_mapping, to_toml, with_data
+from fastgan.pictures import columns_of, draw_pictures, picture_batch, pictured
 from fastgan.run import checkpoint as checkpoints
 from fastgan.run import folder
+from fastgan.run.behind import Writer
 from fastgan.run.images import grid, save_png
 from fastgan.run.log import NoLog, RunLog
 from fastgan.run.mendable import mendable_disk_errors, mendable_memory_errors
@@ -67,6 +69,9 @@ class _Run:
     log: RunLog
     extract: Extractor | None = None  # of the scores
     pictured: Batch | None = None  # the images that the grids are made for
+    writer: Writer | None = None  # of checkpoints, on the rank that writes
+    opening: float = 0.0  # seconds that it took to open the images
+    measured: bool = False  # whether the log has said how fast the data comes
 
 
 def train(
@@ -87,6 +92,11 @@ def train(
             echo = on_tick = _nothing
         with contextlib.ExitStack() as stack:
             with ranks.together(), _mendable(Path(config.out)):
+                if ranks.first:
+                    stack.enter_context(folder.only_one(Path(config.out)))
+                    if ranks.world > 1:  # what has to be fetched is there before the others look
+                        folder.find_checkpoint(Path(config.out), config.resume, echo, config.output.copy_to)
+            with ranks.together(), _mendable(Path(config.out)):
                 run, saved = _prepare(config, ranks, echo, stack)
             _check_same_start(run, saved)
             with ranks.together(), _mendable(run.out):
@@ -94,6 +104,7 @@ def train(
                 if ranks.first:
                     folder.prepare(run.out, to_toml(replace(config, resume="auto", init="")))
                     run.log = stack.enter_context(RunLog(run.out, echo=echo, resume_at=run.state.samples))
+                    run.writer = stack.enter_context(_writer(run))
                     _start(run, saved)
             ticker = Ticker(
                 run.state,
@@ -119,6 +130,12 @@ def train(
             return outcome
 
 
+def _writer(run: _Run) -> Writer:
+    output = run.config.output
+    say = functools.partial(run.log.line, echo=False)
+    return Writer(run.out / "checkpoints", keep=output.keep, say=say, copy_to=output.copy_to)
+
+
 def _nothing(_: object) -> None:
     pass
 
@@ -141,12 +158,14 @@ def _prepare(
             f"{below + ranks.world}" + (f" or {below}" if below else "")
         )
     out, device = Path(config.out), prepare_device(config, ranks)
+    began = monotonic()
     images = open_images(config.data, occasionally(lambda done, count: echo(f"read {done:,} of {count:,} images")))
+    opening = monotonic() - began
     config = with_data(config, images)
     data = fingerprint(images)
-    saved = folder.find_checkpoint(out, config.resume, echo)
+    saved = folder.find_checkpoint(out, config.resume, echo, config.output.copy_to)
     if saved is not None:
-        folder.check_same_run(saved, to_mapping(config), data)
+        folder.check_same_run(saved, to_mapping(config), data, defaults(config))
     extract = config.evaluation.extractor(device)
     state = build_state(config, device)
     if saved is not None:
@@ -162,6 +181,8 @@ def _prepare(
         first_sample=state.samples,
         device=device,
         mirror=config.data.mirror,
+        kind=config.data.feeder,
+        dtype=state.dtype,
     )
     stack.enter_context(feeder)
 
@@ -169,6 +190,7 @@ def _prepare(
         run.log.line(line)  # of the log that is opened later
 
     run = _Run(config, ranks, out, images, data, state, new_step(config, state, say, ranks), feeder, NoLog(), extract)
+    run.opening = opening
     return run, saved
 
 
@@ -198,6 +220,8 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     config, out = run.config, run.out
     run.log.line(_runtime.build_summary())
     run.log.line(run.images.summary)
+    run.log.line(f"data: {run.feeder.description}")
+    _say(run, packing_at_start(run.images, config.data, run.opening))
     sizes = ", ".join(f"{n} {parameters(m):,}" for n, m in run.state.modules.items())
     ranks = f" with {run.ranks.world} ranks" if run.ranks.world > 1 else ""
     run.log.line(
@@ -209,7 +233,10 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     for line in run.images.left_out:
         run.log.line(line, echo=False)
     folder.write_text(out / "kernels.json", json.dumps([asdict(op) for op in _runtime.report()], indent=1))
-    folder.write_text(out / "about.json", json.dumps({"data": run.images.summary, "device": device}))
+    about: dict[str, object] = {"data": run.images.summary, "device": device, "feeder": run.feeder.description}
+    about |= {"rejected": run.images.rejected or len(run.images.left_out), "left_out": run.images.left_out[:100]}
+    about["classes"] = run.images.classes
+    folder.write_text(out / folder.ABOUT, json.dumps(about))
     if saved is not None:
         run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
     elif config.init:
@@ -217,8 +244,8 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     if saved is not None and (out / "reals.png").exists():
         return
     count = min(config.output.grid_images, len(run.images))
-    reals = torch.from_numpy(run.images.read(torch.arange(count).numpy()))
-    save_png(grid(reals, columns=_columns(count)), out / "reals.png")
+    reals = torch.from_numpy(run.images.read(pictured(run.images, range(count))))
+    save_png(grid(reals, columns=_columns(config, count)), out / "reals.png")
     _draw_fakes(run)
 
 
@@ -244,12 +271,17 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 if not ranks.first:
                     continue
                 with meeting.writing(mendable):
+                    _writer_of(run).poll()
                     if ticker.due or scores:
-                        _check_finite(run, ticker.tick(scores))
-                    with ticker.pause():
-                        if draw and not over:
+                        tick = ticker.tick(scores)
+                        if not run.measured:
+                            _say_way(run, tick.statistics["wait_share"])
+                        _check_finite(run, tick)
+                    if draw and not over:
+                        with ticker.pause("pictures"):
                             _draw_fakes(run)
-                        if save and not over:
+                    if save and not over:
+                        with ticker.pause("checkpoints"):
                             _save(run)
         except Stopped as stop:
             stopped = str(stop)
@@ -267,15 +299,31 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
             if ranks.first and ticker.pending:
                 _check_finite(run, ticker.tick())
             if ranks.first and state.samples > started:
+                _say_way(run, run.feeder.wait_seconds / max(ticker.seconds, 1e-9))
                 _save(run)
+            if ranks.first:
+                _writer_of(run).finish()
         return stopped
+
+
+def _say(run: _Run, line: str | None) -> None:
+    if line is not None:
+        run.log.line(line)
+
+
+def _say_way(run: _Run, wait_share: float) -> None:
+    """How the data comes, and once what packing would bring, measured."""
+    run.log.line(way(run.feeder, wait_share))
+    if not run.measured:
+        run.measured = True
+        _say(run, packing_while_training(run.images, run.config.data, run.feeder, wait_share))
 
 
 def _score(run: _Run, ticker: Ticker) -> dict[str, float]:
     """Scores of the averaged generator, to which all ranks contribute."""
     state, options = run.state, run.config.evaluation
     assert run.extract is not None
-    with ticker.pause():
+    with ticker.pause("scores"):
         fake = generated_images(
             run.config.system, state.averages, run.config.shape, options.samples, state.device, run.images
         )
@@ -304,8 +352,8 @@ def _crossed(before: int, now: int, kimg: float) -> bool:
     return kimg > 0 and int(now // (kimg * 1000)) != int(before // (kimg * 1000))
 
 
-def _columns(count: int) -> int:
-    return math.ceil(math.sqrt(count))
+def _columns(config: Config, count: int) -> int:
+    return columns_of(count, config.shape.classes if isinstance(config.system, Labelled) else 0)
 
 
 def _draw_fakes(run: _Run) -> Path:
@@ -313,7 +361,7 @@ def _draw_fakes(run: _Run) -> Path:
     count = run.config.output.grid_images
     run.pictured = run.pictured or picture_batch(run.images, range(count), run.state.device)
     images = draw_pictures(run.config.system, run.state.averages, run.pictured)
-    return save_png(grid(images, columns=_columns(count)), _fakes_path(run))
+    return save_png(grid(images, columns=_columns(run.config, count)), _fakes_path(run))
 
 
 def _fakes_path(run: _Run) -> Path:
@@ -321,15 +369,14 @@ def _fakes_path(run: _Run) -> Path:
 
 
 def _save(run: _Run) -> None:
+    """Begin to save the state as it is now; `run.writer` says how that ended."""
     state = {"config": to_mapping(run.config), "counters": run.state.counters(), "data": run.data}
-    path = checkpoints.save(
-        run.out / "checkpoints",
-        f"step-{run.state.step:09}",
-        run.state.tensors(),
-        state,
-        keep=run.config.output.keep,
-    )
-    run.log.line(f"saved {path}", echo=False)
+    _writer_of(run).save(f"step-{run.state.step:09}", run.state.tensors(), state)
+
+
+def _writer_of(run: _Run) -> Writer:
+    assert run.writer is not None, "only the first rank writes"
+    return run.writer
 
 
 def _finish(run: _Run, stopped: str | None) -> None:

@@ -1,13 +1,10 @@
-"""What one does with a trained run: draw pictures from it, walk between them, score it."""
+"""What one does with a trained run: draw pictures from it, walk between them, export it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +13,24 @@ from torch import nn
 
 from fastgan.assemble import pick_device
 from fastgan.config import Config, from_mapping
-from fastgan.contract import Samples, Styles
-from fastgan.data import DataOptions, open_images
-from fastgan.errors import FastganError
-from fastgan.evaluation import Progress, evaluate, generated_images, numbers_of, parse_metrics
+from fastgan.contract import Labelled, Samples, Styles
+from fastgan.errors import FastganError, suggest
 from fastgan.export import export
-from fastgan.features import open_extractor
+from fastgan.gans import StyleBasedGAN, UnconditionalGAN
 from fastgan.generator import Generator
-from fastgan.metrics import FeatureStatistics
-from fastgan.metrics.result import Result
-from fastgan.metrics.sources import Images, images_of
-from fastgan.pictures import (
-    latent_path,
-    load_players,
-    picture_labels,
-    picture_latents,
-    sample_images,
-    style_path_images,
-)
+from fastgan.pictures import columns_of, latent_path, load_players, picture_latents, sample_images, style_path_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
 
 __all__ = [
-    "SourceOptions",
     "draw_interpolation",
     "draw_samples",
     "export_run",
+    "load_run",
+    "parse_labels",
     "parse_seeds",
-    "score",
-    "scores_as_json",
-    "scores_as_text",
+    "run_folder",
+    "writable",
 ]
 
 Say = Callable[[str], None]
@@ -83,13 +68,40 @@ def _file_name(seeds: str) -> str:
     return name if len(name) <= 60 else name[:57] + "..."
 
 
-def _run_folder(path: Path) -> Path:
+def run_folder(path: Path) -> Path:
     return path.parent.parent if (path / "state.json").exists() else path
+
+
+def parse_labels(text: str, names: Sequence[str], classes: int) -> list[int]:
+    """`3,7` or `cat,dog` as numbers of classes: those with such a name, else the number itself."""
+    labels = []
+    for part in (part.strip() for part in text.split(",")):
+        if part in names:
+            labels.append(names.index(part))
+        elif re.fullmatch(r"\d{1,9}", part) and int(part) < classes:
+            labels.append(int(part))
+        else:
+            hint = suggest(part, names) if names else f"; it has classes 0 to {classes - 1}"
+            raise FastganError(f"--labels {text!r}: {part!r} is no class of this run{hint}")
+    return labels
+
+
+def _labels(config: Config, run: Path, text: str | None, seeds: Sequence[int]) -> list[int]:
+    """What `--labels` asks of each seed, in turn; [] for a system without classes."""
+    if not isinstance(config.system, Labelled):
+        if text is not None:
+            raise FastganError(f"--labels {text!r}: preset {config.preset} knows no classes; leave it out")
+        return []
+    if text is None:  # as picture_labels: the same in every command
+        return [seed % config.shape.classes for seed in seeds]
+    asked = parse_labels(text, folder.class_names(run_folder(run)), config.shape.classes)
+    return [asked[i % len(asked)] for i in range(len(seeds))]
 
 
 def draw_samples(
     run: Path,
     seeds: str,
+    labels: str | None,
     out: Path | None,
     singles: Path | None,
     weights: str,
@@ -100,17 +112,20 @@ def draw_samples(
 ) -> None:
     """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder.
 
+    labels: classes by name or number, in turn; None: all of them
     truncation: of a system with styles; None: as its options say
     """
     numbers = parse_seeds(seeds)
     config, players, device = load_run(run, weights == "average", device_name, say)
     system = _sampler(config, "sample", truncation)
-    latents, labels = picture_latents(system, numbers, device), picture_labels(config.shape, numbers, device)
-    images = to_uint8(sample_images(system, players, latents, labels))
-    name = _file_name(seeds) + ("" if truncation is None else f"-truncation-{truncation:g}")
-    out = out or _run_folder(run) / f"samples-{name}.png"
-    with _writable(out):
-        save_png(grid(images), out)
+    asked = _labels(config, run, labels, numbers)
+    given = torch.tensor(asked, device=device) if asked else None
+    images = to_uint8(sample_images(system, players, picture_latents(system, numbers, device), given))
+    name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "")
+    name += "" if truncation is None else f"-truncation-{truncation:g}"
+    out = out or run_folder(run) / f"samples-{name}.png"
+    with writable(out):
+        save_png(grid(images, columns=columns_of(len(numbers), len(set(asked)))), out)
         if singles:
             singles.mkdir(parents=True, exist_ok=True)
             for seed, image in zip(numbers, images, strict=True):
@@ -121,6 +136,7 @@ def draw_samples(
 def draw_interpolation(
     run: Path,
     seeds: str,
+    labels: str | None,
     frames: int,
     out: Path | None,
     fps: int,
@@ -133,6 +149,7 @@ def draw_interpolation(
 ) -> None:
     """An animation from seed to seed as WebP, and its frames as a film strip beside it.
 
+    labels: classes of the seeds, in turn; a frame has that of the seed it comes from. None: all of them
     truncation: of a system with styles; None: as its options say
     space: "z" for ways between latents, "w" for straight ones between styles
     """
@@ -145,15 +162,17 @@ def draw_interpolation(
     config, players, device = load_run(run, weights == "average", device_name, say)
     system = _sampler(config, "interpolate", truncation)
     latents = picture_latents(system, numbers, device)
+    asked = _labels(config, run, labels, numbers)
+    given = torch.tensor(asked, device=device).repeat_interleave(frames) if asked else None
     if space == "w":
-        images = to_uint8(style_path_images(_styles(config, system, "--space w"), players, latents, frames))
+        pictures = style_path_images(_styles(config, system, "--space w"), players, latents, frames)
     else:
-        path = latent_path(system, latents, frames)
-        images = to_uint8(sample_images(system, players, path, _labels_of_path(config, numbers, frames, device)))
-    name = _file_name(seeds) + ("-w" if space == "w" else "")
-    out = out or _run_folder(run) / f"interpolation-{name}.webp"
+        pictures = sample_images(system, players, latent_path(system, latents, frames), given)
+    images = to_uint8(pictures)
+    name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "") + ("-w" if space == "w" else "")
+    out = out or run_folder(run) / f"interpolation-{name}.webp"
     strip = out.with_suffix(".png")
-    with _writable(out):
+    with writable(out):
         save_animation(images, out, fps=fps)
         save_png(grid(images, columns=frames), strip)
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
@@ -176,147 +195,26 @@ def _styles(config: Config, system: Samples, flag: str) -> Styles:
     return system
 
 
-def _labels_of_path(config: Config, seeds: list[int], frames: int, device: torch.device) -> torch.Tensor | None:
-    """The label of the seed that each frame comes from."""
-    labels = picture_labels(config.shape, seeds, device)
-    return None if labels is None else labels.repeat_interleave(frames)
-
-
 def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
     """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
     config, players, _ = load_run(run, weights == "average", "cpu", say)
-    s: Any = config.system  # options of the one kind of system that can be exported
+    if not isinstance(config.system, (UnconditionalGAN, StyleBasedGAN)):
+        raise FastganError(
+            f"fastgan export: preset {config.preset} is not one whose generator is a function of z alone"
+        )
+    s: Any = config.system.truncated(1.0) if isinstance(config.system, StyleBasedGAN) else config.system
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
-    out = out or _run_folder(run) / "export"
-    with _writable(out / "config.json"):
+    out = out or run_folder(run) / "export"
+    with writable(out / "config.json"):
         export(generator, lambda latents: sample_images(s, players, latents), out, onnx=onnx, say=say)
     say(f"use it: fastgan.Generator.from_pretrained({str(out)!r}).sample(range(16))")
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
     """One clear line where `path` cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise FastganError(f"cannot write {path}: {error.strerror}; choose another --out") from None
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """The options of `fastgan eval`, under the names that its help explains."""
-
-    source: Path
-    data: str | None
-    samples: int
-    size: int | None
-    live: bool
-    device: str
-    features: str | None
-    weights: Path | None
-    download: bool
-    resize: str
-    batch: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Results of the metrics; what was compared, in words; what the features are; their record."""
-
-    fake: str
-    real: str
-    features: str
-    record: Mapping[str, object]
-    results: tuple[Result, ...]
-
-
-def score(options: SourceOptions, metrics: str, progress: Progress, say: Say) -> Scores:
-    """Scores of a run, or of a folder or zip of images, against real images.
-
-    Raises FastganError for what the user can mend.
-    """
-    names = parse_metrics(metrics)
-    for name in ("samples", "batch"):
-        if getattr(options, name) < (2 if name == "samples" else 1):
-            raise FastganError(
-                f"--{name} must be {2 if name == 'samples' else 1} or more, got {getattr(options, name)}"
-            )
-    fake, real = _sides(options, say)
-    network = options.features or ("digits" if isinstance(real, Images) and real.name == "digits" else "inception")
-    extract = open_extractor(
-        network,
-        weights=options.weights,
-        download=options.download,
-        resize=options.resize,
-        device=pick_device(options.device),
-        progress=lambda done, total: progress("weights", done, total),
-    )
-    results = evaluate(real, fake, extract, names, batch_size=options.batch, progress=progress)
-    p = extract.protocol
-    words = f"features: {extract.name}; resize: {p.resize}; weights: {p.verified}"
-    return Scores(_words(fake), _words(real), words, asdict(p), tuple(results))
-
-
-def _words(images: Images | FeatureStatistics) -> str:
-    if isinstance(images, FeatureStatistics):
-        return f"statistics of {images.count or 'an unknown number of'} images"
-    return images.name if images.count is None else f"{images.name} ({images.count:,} images)"
-
-
-def scores_as_text(scores: Scores) -> str:
-    """What was compared, a line per number, and the warnings."""
-    numbers = numbers_of(scores.results)
-    width = max(map(len, numbers))
-    warnings = dict.fromkeys(warning for result in scores.results for warning in result.warnings)
-    return "\n".join(
-        (
-            *(scores.fake, f"against {scores.real}", scores.features, ""),
-            *(f"{name:{width}}  {value:.5g}" for name, value in numbers.items()),
-            *(f"warning: {warning}" for warning in warnings),
-        )
-    )
-
-
-def scores_as_json(scores: Scores) -> str:
-    """One JSON object. A number that is not finite is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(v) for key, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    content = {
-        "generated": scores.fake,
-        "real": scores.real,
-        "features": scores.record,
-        "results": [result.as_dict() for result in scores.results],
-    }
-    return json.dumps(plain(content), indent=1, allow_nan=False)
-
-
-def _sides(options: SourceOptions, say: Say) -> tuple[Images, Images | FeatureStatistics]:
-    """The images to be scored, and the real ones."""
-    source, size = options.source.expanduser(), options.size
-    if (source / "checkpoints").is_dir() or (source / "state.json").exists():
-        config, players, device = load_run(source, not options.live, options.device, say)
-        # The reals as the run saw them: cropped and resized alike.
-        if size and size != config.data.size:
-            raise FastganError(f"--size {size}: the pictures of {source} have {config.data.size}; leave it out")
-        statistics = bool(options.data and options.data.endswith(".npz"))
-        images = None if statistics else open_images(replace(config.data, path=options.data or config.data.path))
-        name = str(options.source)
-        fake = generated_images(config.system, players, config.shape, options.samples, device, images, name)
-        return fake, images_of(images) if images else FeatureStatistics.load(str(options.data))
-    if options.data is None:
-        raise FastganError(f"{source} is no run, so --data has to name the real images: a folder, a zip, or digits")
-    fake = _given(str(source), size)
-    if options.data == "digits" and size is None:
-        size = next(fake.batches(1)).shape[2]
-    return fake, FeatureStatistics.load(options.data) if options.data.endswith(".npz") else _given(options.data, size)
-
-
-def _given(path: str, size: int | None) -> Images:
-    return images_of(path if size is None else open_images(DataOptions(path=path, size=size)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.dist import ALONE, Ranks
 from fastgan.gans import StyleBasedGAN
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
@@ -35,9 +35,11 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
     config = PRESETS[preset]
     networks = config.system.networks
     slim = replace(networks, **NARROW[type(networks)])
+    data = replace(config.data, classes=5) if isinstance(config.system, Labelled) else config.data
     if isinstance(config.system, StyleBasedGAN):
         system = {"latent": 8, "r1_every": 4, "path_every": 2, **system}
-    return replace(config, system=replace(config.system, networks=slim, **system), batch=batch, kimg=1.0, threads=0)
+    slim_system = replace(config.system, networks=slim, **system)
+    return replace(config, data=data, system=slim_system, batch=batch, kimg=1.0, threads=0)
 
 
 def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object) -> Config:
@@ -47,9 +49,9 @@ def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object
     if isinstance(config.system.networks, R3GAN):
         slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
         config = replace(config, system=replace(config.system, networks=slim))
-    if not isinstance(config.system, StyleBasedGAN):
-        system_ = replace(config.system, critic_steps=min(config.system.critic_steps, critic_steps))
-        config = replace(config, system=system_)
+    if hasattr(config.system, "critic_steps"):
+        slim_system = replace(config.system, critic_steps=min(config.system.critic_steps, critic_steps))
+        config = replace(config, system=slim_system)
     return replace(config, data=replace(config.data, size=size))
 
 
@@ -80,6 +82,7 @@ def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32, ra
     size = (config.batch, config.shape.size, config.shape.size, config.shape.channels)
     pixels = torch.rand(size, generator=torch.Generator().manual_seed(number), dtype=torch.float64) * 2 - 1
     index = torch.arange(config.batch) + number * config.batch
+    labels = index * 7 % config.shape.classes if config.shape.classes else None
     part = config.batch // ranks.world
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
-    return Batch(pixels[mine].to(dtype).permute(0, 3, 1, 2), None, index[mine])
+    return Batch(pixels[mine].to(dtype).permute(0, 3, 1, 2), None if labels is None else labels[mine], index[mine])

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from fastgan.config import from_mapping, resolve
 from fastgan.data import open_images
+from fastgan.options import with_data
 from fastgan.pictures import load_players, picture_latents, sample_images
 from fastgan.run import folder
 from fastgan.run.images import to_uint8
-from fastgan.options import with_data
 from fastgan.train import train
 
 

@@ -59,7 +59,11 @@ def test_a_step_on_a_device_that_is_not_there(preset: str) -> None:
     with mock.patch.object(penalty, "_by_sweep", side_effect=penalty.sweep.NoFaster), Memory() as memory:
         _, step = step_of(config, device="meta")
         batch = batch_of(config, 0)
-        batch = Batch(batch.images.to("meta"), None, batch.index.to("meta"))
+        batch = Batch(
+            batch.images.to("meta"),
+            None if batch.labels is None else batch.labels.to("meta"),
+            batch.index.to("meta"),
+        )
         for number in range(2 * step.cycle):
             with NoHostReads() if number >= step.cycle else nullcontext():
                 step(lambda: batch)

@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 # PyTorch's threads wait asleep, not spinning: on a machine that does something else too, spinning made small
 # operations 5 to 20 times slower. It is read when torch is loaded, so it comes before any other import.
@@ -22,28 +23,29 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff
 
 from fastgan.allocator import keep_freed_memory
-from fastgan.cli import actions
-from fastgan.cli.commands import Command
-from fastgan.dist import RankFailed, RankLost, StoppedElsewhere, is_first
-from fastgan.errors import FastganError
-from fastgan.launch import end_with_parent
-from fastgan.terminal import one_line, say_warning
+from fastgan.errors import FastganError, RankFailed, RankLost, StoppedElsewhere
+from fastgan.launch import end_with_parent, is_first
+from fastgan.terminal import nothing_begun, one_line, say_warning
+
+if TYPE_CHECKING:
+    from fastgan.cli.commands import Command
 
 BUG, MENDABLE, RESUMABLE = 1, 2, 3
 
 
 def parse(args: Sequence[str] | None) -> Command:
     """The command in `args`. An unknown or missing flag is one line, not a box."""
+    from fastgan.cli.commands import Command
+
+    command: Command = _parse(Command, args, prog="fastgan", description=(__doc__ or "").split("\n\n")[-1])
+    return command
+
+
+def _parse(kind: Any, args: Sequence[str] | None, **words: Any) -> Any:
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(
-                Command,
-                prog="fastgan",
-                args=args,
-                description=__doc__.split("\n\n")[-1] if __doc__ else None,
-                config=(DisallowNone, FlagCreatePairsOff),
-            )
+            return tyro.cli(kind, args=args, config=(DisallowNone, FlagCreatePairsOff), **words)
     except SystemExit as end:
         if end.code in (0, None):
             raise
@@ -57,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
             warnings.showwarning = say_warning if is_first() else _say_nothing
             keep_freed_memory()
             end_with_parent()
-            return actions.run(parse(args), sys.argv[1:] if args is None else args)
+            return _run(sys.argv[1:] if args is None else args)
     except FastganError as error:
         return _ended(error if is_first() else "", MENDABLE)
     except (RankFailed, StoppedElsewhere) as error:
@@ -78,3 +80,13 @@ def _ended(why: Exception | str, status: int) -> int:
 
 def _say_nothing(*_: object, **__: object) -> None:
     pass
+
+
+def _run(args: Sequence[str]) -> int:
+    if args and args[0] == "pack":  # does not wait for PyTorch to load
+        with nothing_begun():
+            from fastgan.cli.pack import Pack, run_pack
+        return run_pack(_parse(Pack, args[1:], prog="fastgan pack"))
+    with nothing_begun():
+        from fastgan.cli import actions
+    return actions.run(parse(args), args)

@@ -10,12 +10,13 @@ from dataclasses import fields, replace
 from rich.table import Table
 
 from fastgan import __version__
-from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.commands import Bench, Command, Doctor, Encode, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
-from fastgan.dist import gpus_here, is_first
+from fastgan.dist import gpus_here
 from fastgan.errors import FastganError
-from fastgan.launch import LAUNCHED, launch
+from fastgan.launch import LAUNCHED, is_first, launch
 from fastgan.terminal import as_typed_here
 
 
@@ -28,12 +29,16 @@ def run(command: Command, arguments: Sequence[str]) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Encode():
+            return run_encode(command)
         case Export():
             return run_export(command)
         case Eval():
             return run_eval(command)
         case Bench():
             return run_bench(command)
+        case Pack():
+            return run_pack(command)
         case Doctor():
             return run_doctor(command)
 
@@ -56,7 +61,9 @@ def train_config(command: Train) -> Config:
     preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
     config = resolve(preset, command.config, given, command.set)
     if not config.data.path:
-        raise FastganError(f"preset {config.preset} needs images: --data FOLDER or ZIP (or --preset digits to try it)")
+        raise FastganError(
+            f"preset {config.preset} needs images: --data FOLDER, ZIP, TAR or PACK (or --preset digits to try it)"
+        )
     return config if config.out else replace(config, out=f"runs/{config.preset}")
 
 
@@ -89,7 +96,8 @@ def launched(command: Train, config: Config) -> int:
 def run_train(command: Train, arguments: Sequence[str]) -> int:
     config = train_config(command)
     if world := launched(command, config):
-        return launch(world, arguments, lambda line: print(f"fastgan: {line}", file=sys.stderr))
+        command_line = [sys.executable, "-m", "fastgan", *arguments]
+        return launch(world, command_line, lambda line: print(f"fastgan: {line}", file=sys.stderr))
     if command.dry_run:
         from fastgan.trial import dry_run
 
@@ -118,7 +126,7 @@ def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
     c = command
-    draw_samples(c.run, c.seeds, c.out, c.singles, c.weights, c.device, say, truncation=c.truncation)
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say, truncation=c.truncation)
     return 0
 
 
@@ -126,7 +134,15 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     c = command
-    draw(c.run, c.seeds, c.frames, c.out, c.fps, c.weights, c.device, say, truncation=c.truncation, space=c.space)
+    styles = {"truncation": c.truncation, "space": c.space}
+    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say, **styles)
+    return 0
+
+
+def run_encode(command: Encode) -> int:
+    from fastgan.encode import encode_images
+
+    encode_images(command.run, command.images, command.out, command.weights, command.device, say)
     return 0
 
 
@@ -138,12 +154,16 @@ def run_export(command: Export) -> int:
 
 
 def run_eval(command: Eval) -> int:
-    from fastgan.trained import SourceOptions, score, scores_as_json, scores_as_text
+    from fastgan.dist import joined
+    from fastgan.scores import SourceOptions, score, scores_as_json, scores_as_text
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
-    with sides() as progress:
-        scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
-    say(scores_as_json(scores) if command.json else scores_as_text(scores))
+    with joined(command.device) as ranks, sides() as progress:
+        scores = score(
+            options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks
+        )
+    if ranks.first:
+        say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0
 
 

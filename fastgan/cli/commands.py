@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
+from fastgan.cli.pack import Pack
 from fastgan.presets import DEFAULT_PRESET, PRESETS
 
 PRESET_HELP = f"system, networks, losses, optimisers: {', '.join(PRESETS)}"
@@ -21,10 +22,10 @@ def _default(text: str) -> Any:
 
 @dataclass
 class Train:
-    """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
+    """Train a GAN on a folder, zip, tar or pack of images; the same command again goes on where it stopped."""
 
     data: Annotated[str | None, _default("the preset's")] = None
-    """folder or zip of images, or "digits" (1,797 handwritten digits, no data needed)"""
+    """folder, .zip or .tar of images, a pack (fastgan pack), or what is here: "digits", "photos" (patches of 7)"""
     preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
     out: Annotated[str | None, _default("runs/PRESET")] = None
     """run folder"""
@@ -64,6 +65,8 @@ class Sample:
     """run folder, or a checkpoint in it"""
     seeds: str = "0-63"
     """numbers and ranges, such as 0-63 or 3,7,20-29"""
+    labels: Annotated[str | None, _default("each class in turn")] = None
+    """of a run with classes: their names or numbers in turn, such as 3,7 or cat,dog; a column of the grid is a class"""
     out: Path | None = None
     """PNG file of the grid (default: RUN/samples-SEEDS.png)"""
     singles: Path | None = None
@@ -84,6 +87,8 @@ class Interpolate:
     """run folder, or a checkpoint in it"""
     seeds: str = "0-7"
     """two or more, such as 0-7 or 3,7,20"""
+    labels: Annotated[str | None, _default("each class in turn")] = None
+    """of a run with classes: those of the seeds, in turn; one for all of the way"""
     frames: int = 16
     """pictures from each seed to the next"""
     out: Path | None = None
@@ -101,15 +106,32 @@ class Interpolate:
 
 
 @dataclass
+class Encode:
+    """Find the latents of images by a run that has an encoder (digits-bigan, digits-ali, digits-vae-gan)."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    images: Positional[str]
+    """folder or zip of images, "digits" or "photos"; cropped and resized as in training"""
+    out: Annotated[Path | None, _default("RUN/codes.npz")] = None
+    """.npz file of codes [N, latent], error [N] and labels [N]; a picture of reconstructions lies beside it as PNG"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
 class Eval:
     """Score a run or a set of images against real ones: FID and others."""
 
     source: Positional[Path]
-    """run folder (or a checkpoint in it), or a folder or zip of images"""
+    """run folder (or a checkpoint in it), or a folder, zip or pack of images"""
     data: Annotated[str | None, _default("what the run was trained on")] = None
-    """real images: folder, zip, "digits", or .npz of statistics (mu, sigma) for the FID"""
+    """real images: folder, zip, pack, "digits", or .npz of statistics (mu, sigma) for the FID"""
     metrics: str = "fid"
-    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity"""
+    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity; of a run also ppl,
+    critic; diversity_lpips, diversity_ms_ssim; of files with the same names psnr, ssim, ms_ssim, pixel_accuracy"""
     features: Annotated[str | None, _default("digits for digits, else inception")] = None
     """inception, vgg16, digits (each also with :LAYER), or a file of TorchScript or torch.export"""
     weights: Annotated[Path | None, _default("the cache folder's")] = None
@@ -118,6 +140,8 @@ class Eval:
     """get the published weights where they are not here yet; they are verified"""
     resize: Literal["tensorflow", "pytorch", "clean"] = "tensorflow"
     """how images are brought to the Inception's size: as torch-fidelity and StyleGAN, as pytorch-fid, as clean-fid"""
+    bf16: bool = False
+    """features in bf16, faster on GPUs; the scores of a sample in fp32 are printed beside"""
     samples: int = 50_000
     """pictures drawn from a run"""
     size: Annotated[int | None, _default("as they are; for a run, its size")] = None
@@ -176,4 +200,4 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Eval | Export | Doctor | Bench
+Command = Train | Sample | Interpolate | Encode | Eval | Export | Pack | Doctor | Bench

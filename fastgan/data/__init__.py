@@ -1,4 +1,5 @@
-"""Training images: a folder, a zip or the digits, as one kind of object, and the order in which they come.
+"""Training images: a folder, a zip, the digits or the photographs, as one kind of object, and the order in which they
+come.
 
 `open_images` finds and checks them, `sampler` says which image is sample number n of a run, `feeder` brings
 batches to the device ahead of the trainer.
@@ -7,17 +8,19 @@ batches to the device ahead of the trainer.
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from fastgan.data.digits import load_digits
-from fastgan.data.files import list_folder, list_zip, printable
 from fastgan.data.folder import Progress, load
 from fastgan.data.image_set import ImageSet, fingerprint
 from fastgan.data.options import DataOptions
-from fastgan.errors import FastganError
+from fastgan.data.pack_format import is_pack
+from fastgan.data.pack_reader import open_pack
+from fastgan.data.photos import HELD_OUT, TRAIN, load_photos, photographs
+from fastgan.data.sources import list_files
+from fastgan.data.stream import is_stream, open_stream
 
-__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
+__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images", "photographs"]
 
 
 def open_images(options: DataOptions, progress: Progress | None = None) -> ImageSet:
@@ -28,17 +31,11 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     """
     if options.path == "digits":
         return load_digits(options)
-    advice = "give a folder of images, a .zip of one, or 'digits'"
-    if not options.path:
-        raise FastganError(f"data.path is empty; {advice}")
-    path = Path(os.path.expanduser(options.path))
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise FastganError(f"data {printable(options.path)!r}: {error.strerror}; {advice}") from error
-    if stat.S_ISDIR(mode):
-        return load(list_folder(path), options, progress)
-    if not stat.S_ISREG(mode):
-        raise FastganError(f"data {printable(options.path)!r} is neither a folder nor a file; {advice}")
-    # The largest image allowed, as 16-bit RGBA and not compressed, bounds what a member may unpack to.
-    return load(list_zip(path, max_bytes=8e6 * options.max_megapixels), options, progress)
+    if options.path and is_stream(options.path):
+        return open_stream(options)
+    if options.path in (TRAIN, HELD_OUT):
+        return load_photos(options)
+    folder = Path(os.path.expanduser(options.path))
+    if options.path and is_pack(folder):
+        return open_pack(folder, options)
+    return load(list_files(options.path, max_megapixels=options.max_megapixels), options, progress)

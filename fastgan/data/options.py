@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastgan.errors import FastganError, suggest
 
 CROPS = ("center", "none")
+FEEDERS = ("auto", "resident", "host")
 PILLOW_LIMIT = 178.0  # megapixels; above it Pillow itself refuses, as a decompression bomb
 
 
@@ -21,7 +22,10 @@ class DataOptions:
     """
 
     path: str = "digits"
-    """A folder of PNG, JPEG and WebP images, a .zip of one, or "digits": those that scikit-learn ships."""
+    """A folder of PNG, JPEG and WebP images, a .zip or .tar of one, WebDataset tars (a folder of them, or
+    name-{000..099}.tar), a pack (fastgan pack), a litdata dataset (a folder, or a URL such as s3://...), "digits":
+    those that scikit-learn ships, or "photos": patches of photographs that scikit-learn and scikit-image ship, without
+    those of "photos:held-out"."""
 
     size: int = 64
     """Side of the square images, in pixels."""
@@ -41,6 +45,11 @@ class DataOptions:
     mirror: bool = False
     """Show a random half of the images mirrored left to right."""
 
+    feeder: str = "auto"
+    """How images reach the device. "resident": all of them lie on it; "host": they come batch by batch, from memory,
+    from a mapped pack or from threads that decode; "auto": resident on a GPU where they take up to a quarter of its
+    free memory. The batches are the same."""
+
     memory_gb: float = 4.0
     """A set that takes up to this much, decoded, is decoded once and kept in memory (of each process). Of a larger
     one only the headers are checked at the start, and images are decoded on demand."""
@@ -58,6 +67,8 @@ class DataOptions:
     """Threads that decode; 0 for one per core."""
 
     def __post_init__(self) -> None:
+        if self.feeder not in FEEDERS:
+            raise FastganError(f"data.feeder: unknown way {self.feeder!r}{suggest(self.feeder, FEEDERS)}")
         if self.crop not in CROPS:
             raise FastganError(f"data.crop: unknown crop {self.crop!r}{suggest(self.crop, CROPS)}")
         for name, valid, expected in (

@@ -29,11 +29,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, Turn
-from fastgan.dist import group_mean
+from fastgan.dist import group_mean, sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.latents import draw_latents, way
-from fastgan.gans.unconditional import frozen
+from fastgan.gans.play import frozen, wide
 from fastgan.losses import LOSSES
 from fastgan.models.stylegan2 import Generator, StyleGAN2
 from fastgan.penalty import critic_backward
@@ -55,6 +56,7 @@ class StyleBasedGAN:
     path_share:   the path length penalty takes one in so many samples of a batch
     style_mixing: share of the samples with styles of two latents
     truncation:   of the pictures: 1 for styles as they are, 0 for their mean
+    augment:      augmentation of what the critic sees, reals and fakes alike (fastgan.augment)
     """
 
     networks: StyleGAN2 = field(default_factory=StyleGAN2)
@@ -67,6 +69,7 @@ class StyleBasedGAN:
     path_share: int = 2
     style_mixing: float = 0.9
     truncation: float = 1.0
+    augment: Augment = field(default_factory=Augment)
 
     averaged = ("generator",)
     latent_distribution = "normal"
@@ -86,7 +89,11 @@ class StyleBasedGAN:
             raise FastganError(f"truncation must be from -2 to 2 (1: none, 0: the mean), got {self.truncation}")
 
     def schedules(self) -> dict[str, Scheduled]:
-        return {name: getattr(self, name) for name in ("r1", "path") if getattr(self, name) != 0.0}
+        penalties = {name: getattr(self, name) for name in ("r1", "path") if getattr(self, name) != 0.0}
+        return penalties | self.augment.schedules()
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        return self.augment.memory(device)
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
         return {
@@ -140,7 +147,9 @@ class _Play:
         self, options: StyleBasedGAN, generator: Generator, critic: nn.Module, scalars: Mapping[str, Tensor]
     ) -> None:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
-        self.loss = LOSSES[options.loss]
+        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars, sum_over_ranks)
+        # With the minibatch standard deviation the sweep takes as long as autograd does.
+        self.method = "autograd" if options.networks.minibatch_std else "auto"
         self.fake: Tensor | None = None
 
     def draw_styles(self, draw: Draw, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -163,16 +172,19 @@ class _Play:
             mean = group_mean(w.detach().mean(0)).to(self.generator.style_mean.dtype)
             self.generator.style_mean.lerp_(mean, 1 - STYLE_DECAY)
         self.fake = self.generator.synthesis(styles, draw.normal(self.generator.synthesis.noise_numbers))
-        result = critic_backward(self.critic, batch.images, self.fake.detach(), self.loss.critic)
+        real, fake = self.augment(batch.images, draw), self.augment(self.fake.detach(), draw)
+        result = critic_backward(self.critic, real, fake, self.loss.critic, method=self.method)
+        self.augment.observe(result.real_logits)
         return {
             "loss": result.loss,
             "real_logits": result.real_logits.mean(),
             "fake_logits": result.fake_logits.mean(),
+            **({} if self.augment.p is None else {"augment_p": self.augment.p}),
         }
 
     def r1_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """R1 alone: autograd's double backward. With the loss of the fakes the shared sweep would take longer."""
-        x = batch.images.detach().requires_grad_()
+        x = self.augment(batch.images, draw).detach().requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(x).sum(), x, create_graph=True)
         squares = slope.square().sum((1, 2, 3)).mean()
         weight = self.scalars["r1"] * (self.options.r1_every / 2)
@@ -184,8 +196,9 @@ class _Play:
         fake, self.fake = self.fake, None
         with frozen(self.critic):
             with torch.set_grad_enabled(False):
-                real = self.critic(batch.images) if self.loss.generator_compares else batch.images.new_zeros(())
-            loss = self.loss.generator(_wide(real), _wide(self.critic(fake)))
+                compares = self.loss.generator_compares
+                real = self.critic(self.augment(batch.images, draw)) if compares else fake.new_zeros(())
+            loss = self.loss.generator(wide(real), wide(self.critic(self.augment(fake, draw))))
             loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()}
 
@@ -215,8 +228,3 @@ def path_lengths(images: Tensor, styles: Tensor, probe: Tensor) -> Tensor:
     weighted = (images * probe).sum() / math.sqrt(images.shape[2] * images.shape[3])
     (slope,) = torch.autograd.grad(weighted, styles, create_graph=True)
     return slope.square().sum(2).mean(1).sqrt()
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Half-precision logits in fp32, as the critic's turn has them."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, suggest
+from fastgan.kernels.symmetric_eigenvalues import symmetric_eigenvalues
 from fastgan.kernels.symmetric_product import symmetric_product
 
 Method = Literal["auto", "cholesky_eigh", "cholesky_svd", "polar"]
@@ -95,8 +96,11 @@ def root_norm(first: Factor, cov: Tensor, name: str = "covariance", method: Meth
     return product_norm(first, factor(cov, name), method)
 
 
-def product_norm(first: Factor, second: Factor, method: Method = "auto") -> NuclearNorm:
-    """|F_1ᵀ F_2|_* of (1), with the method's error estimate; leading dimensions broadcast."""
+def product_norm(first: Factor, second: Factor, method: Method = "auto", tolerance: float = TOLERANCE) -> NuclearNorm:
+    """|F_1ᵀ F_2|_* of (1), with the method's error estimate; leading dimensions broadcast.
+
+    tolerance: relative error estimate beyond which "auto" takes the singular values instead
+    """
     product = first.matrix.mT @ second.matrix
     rank = torch.minimum(first.rank, second.rank)
     if method == "cholesky_svd":
@@ -107,7 +111,7 @@ def product_norm(first: Factor, second: Factor, method: Method = "auto") -> Nucl
         norm = by_eigenvalues(product, rank)
     if method != "auto":
         return norm
-    doubtful = ~(norm.error <= TOLERANCE * norm.value)  # NaN is doubtful
+    doubtful = ~(norm.error <= tolerance * norm.value)  # NaN is doubtful
     if bool(doubtful.any()):
         exact = by_singular_values(product[doubtful])
         value, error = norm.value.clone(), norm.error.clone()
@@ -130,15 +134,16 @@ def by_eigenvalues(product: Tensor, rank: Tensor | None = None) -> NuclearNorm:
     An eigenvalue is off by about EPS of the largest: its root by half that over itself, at random where it is far above
     that rounding, and by the root of the rounding, always upwards, where it is not.
     """
-    gram = product @ product.mT if product.shape[-2] <= product.shape[-1] else product.mT @ product
-    size = gram.shape[-1]
+    wide = product if product.shape[-2] <= product.shape[-1] else product.mT
+    size = wide.shape[-2]
     if not size:
         return by_singular_values(product)
-    values = torch.linalg.eigvalsh(gram)
+    values = symmetric_eigenvalues(lower_gram(wide))
     counted = torch.ones_like(values, dtype=torch.bool)
     if rank is not None:
         counted = torch.arange(size, device=values.device) >= size - rank[..., None]
-    return sum_of_roots(values, counted, 4 * EPS * values[..., -1:].clamp_min(0))
+    rounding = (4 + size**0.5 / 4) * EPS * values[..., -1:].clamp_min(0)
+    return sum_of_roots(values, counted, rounding)
 
 
 def by_congruence(lower: Tensor, cov: Tensor) -> tuple[NuclearNorm, Tensor]:
@@ -146,20 +151,20 @@ def by_congruence(lower: Tensor, cov: Tensor) -> tuple[NuclearNorm, Tensor]:
 
     Its rounding is relative to |lower|² |cov|, which where the two hardly overlap is far above the largest eigenvalue.
     """
-    values = torch.linalg.eigvalsh(congruence(lower, cov))
+    values = symmetric_eigenvalues(congruence(lower, cov))
     rounding = 4 * EPS * torch.linalg.vector_norm(lower, dim=(-2, -1)).square() * symmetric_norm(cov)
     norm = sum_of_roots(values, torch.ones_like(values, dtype=torch.bool), rounding[..., None])
     return norm, (values[..., 0] > 4 * rounding) & (norm.error <= TOLERANCE * norm.value)
 
 
 def congruence(lower: Tensor, cov: Tensor) -> Tensor:
-    """[..., d, d] of which the lower triangle is that of lowerᵀ cov lower, and the rest is left as it came.
+    """[..., d, d] of which the lower triangle is that of lowerᵀ cov lower; above it some is and some is zero.
 
     lower: [..., d, d], lower triangular;  cov: [..., d, d], symmetric. About d³ operations, where two products of
     matrices have 4 d³: row i of the result needs only rows and columns from i on of cov lower, and of both factors.
     """
     shape = torch.broadcast_shapes(lower.shape, cov.shape)  # type: ignore[no-untyped-call]
-    product, out = lower.new_empty(shape), lower.new_empty(shape)
+    product, out = lower.new_empty(shape), lower.new_zeros(shape)
     panels = [slice(start, min(start + PANEL, shape[-1])) for start in range(0, shape[-1], PANEL)]
     for columns in panels:
         below = slice(columns.start, None)
@@ -167,6 +172,15 @@ def congruence(lower: Tensor, cov: Tensor) -> Tensor:
     for rows in panels:
         below, before = slice(rows.start, None), slice(0, rows.stop)
         out[..., rows, before] = lower[..., below, rows].mT @ product[..., below, before]
+    return out
+
+
+def lower_gram(a: Tensor) -> Tensor:
+    """[..., m, m] of which the lower triangle is that of a aᵀ; above it some is and some is zero. a: [..., m, n]"""
+    out = a.new_zeros(*a.shape[:-1], a.shape[-2])
+    for start in range(0, a.shape[-2], PANEL):
+        stop = start + PANEL
+        out[..., start:stop, :stop] = a[..., start:stop, :] @ a[..., :stop, :].mT
     return out
 
 

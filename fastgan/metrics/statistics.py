@@ -16,6 +16,8 @@ from fastgan.errors import FastganError
 from fastgan.kernels.matrix_root import Factor, covariance, factor, product_norm, root_norm
 from fastgan.metrics.frechet import distance_from, mean_of
 
+EXACT = 1e-12  # relative error estimate up to which roots of eigenvalues stand for singular values
+
 
 class FeatureStatistics:
     """Of features [n, d]: count n, mean [d] and covariance [d, d] with ddof = 1, in fp64.
@@ -132,7 +134,7 @@ class FeatureStatistics:
         else:
             second = other._factor("the second covariance")
             second = Factor(second.matrix.to(device), second.rank.to(device))
-            root = product_norm(first, second, "cholesky_svd").value
+            root = product_norm(first, second, tolerance=EXACT).value
         traces = self._variance() + other._variance().to(device)
         return float(distance_from((self.mean() - other.mean().to(device)).square().sum(), traces, root))
 
@@ -193,7 +195,8 @@ class FeatureStatistics:
             return factor(self.cov(), name)
         features = self._all()
         columns = (features - features.mean(0)).div_((self.count - 1) ** 0.5).mT
-        return Factor(columns, torch.tensor(min(columns.shape), device=columns.device))
+        rank = min(self.count - 1, self.size)  # one less than there are: they are centred
+        return Factor(columns, torch.tensor(rank, device=columns.device))
 
     def _all(self) -> Tensor:
         """The kept features, [n, d]."""

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
-from fastgan.models.sizes import at_least_one, levels
+from fastgan.models.sizes import at_least_one, levels, per_image
 from fastgan.nn.modulated import Blur, Linear, ModulatedConv, ToImage, without_autocast
 
 SLOPE, ACT_GAIN = 0.2, math.sqrt(2)
@@ -76,9 +76,9 @@ class StyleGAN2:
         mapping = Mapping(latent, self.style, self.mapping_layers, self.mapping_lr)
         return Generator(mapping, Synthesis(self._widths(image, self.generator_width), self.style, image.channels))
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]. FastganError for sizes that are not 8, 16, ..., 1024."""
-        return Critic(image.channels, self._widths(image, self.critic_width)[::-1], self.minibatch_std)
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes that are not 8, 16, ..., 1024."""
+        return Critic(image.channels, self._widths(image, self.critic_width)[::-1], self.minibatch_std, outputs)
 
     def _widths(self, image: ImageShape, width: int) -> list[int]:
         """Channels at 4x4, 8x8, ..., S."""
@@ -190,25 +190,24 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """x [N, channels, S, S] -> logits [N].
+    """x [N, channels, S, S] -> logits [N] or [N, outputs].
 
     widths: channels at S, S/2, ..., 4;  group: of the minibatch standard deviation, 0 for none
     """
 
-    def __init__(self, channels: int, widths: list[int], group: int) -> None:
+    def __init__(self, channels: int, widths: list[int], group: int, outputs: int = 1) -> None:
         super().__init__()
         self.group, last = group, widths[-1]
         self.from_image = Conv(channels, widths[0], 1, gain=ACT_GAIN)
         self.blocks = nn.Sequential(*(HalvingBlock(*pair) for pair in pairwise(widths)))
         self.conv = Conv(last + (1 if group else 0), last, 3, padding=1, gain=ACT_GAIN)
         self.dense = Conv(last, last, 4, gain=ACT_GAIN)  # of all pixels
-        self.to_logit = Conv(last, 1, 1)
+        self.to_logit = Conv(last, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(_act(self.from_image(x)))
         x = _act(self.conv(with_minibatch_std(x, self.group) if self.group else x))
-        logits: Tensor = self.to_logit(_act(self.dense(x)))
-        return logits.flatten()
+        return per_image(self.to_logit(_act(self.dense(x))))
 
 
 class HalvingBlock(nn.Module):

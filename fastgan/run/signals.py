@@ -1,4 +1,4 @@
-"""Stopping politely: SIGTERM and SIGINT set a flag that the training loop reads between steps."""
+"""Stopping politely: SIGTERM, SIGINT and SIGHUP set a flag that the training loop reads between steps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Context in which the first SIGTERM or SIGINT only sets `received`; a second one acts as usual.
+    """Context in which the first of these signals only sets `received`; a second one acts as usual.
 
     patient: a second one does nothing: whoever started several ranks passes signals on to each, which may have had it
+
+    SIGHUP comes when a terminal or a connection is closed. A signal that is ignored stays so: that is what nohup does.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self, *, patient: bool = False) -> None:
         self.received: str | None = None
@@ -27,7 +29,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         try:
             for number in self.SIGNALS:
-                self._previous[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         except ValueError:  # not in the main thread: the caller's own handlers stay in charge
             self._previous.clear()
         return self

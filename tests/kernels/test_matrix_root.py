@@ -94,6 +94,13 @@ def test_congruence_is_the_product_over_panels_and_batches(monkeypatch: pytest.M
         assert (made - want).norm() < 1e-14 * want.norm()
 
 
+def test_the_gram_matrix_over_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_root, "PANEL", 16)
+    for shape in ((1, 3), (16, 16), (2, 37, 50)):
+        a = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
+        assert (matrix_root.lower_gram(a).tril() - (a @ a.mT).tril()).norm() < 1e-14 * (a @ a.mT).norm()
+
+
 def test_the_second_covariance_is_factored_only_where_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     inner = matrix_root.factor

@@ -64,6 +64,20 @@ def test_few_samples_are_exact(n1: int, n2: int) -> None:
     assert frechet_distance(*moments(x), *moments(y)) == pytest.approx(exact(x, y), rel=1e-8)
 
 
+def test_few_samples_by_eigenvalues_are_exact_or_go_by_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastgan.kernels import matrix_root
+
+    calls: list[int] = []
+    inner = matrix_root.by_singular_values
+    monkeypatch.setattr(matrix_root, "by_singular_values", lambda p: (calls.append(len(p)), inner(p))[1])
+    x, y = features(300, 400, 20), features(310, 400, 21)
+    assert of(x).frechet_distance(of(y)) == pytest.approx(exact(x, y), rel=1e-12)
+    assert not calls
+    y[1:6] = y[0]  # five samples are the same: singular values of zero, at which roots lose half of the digits
+    assert of(x).frechet_distance(of(y[:290])) == pytest.approx(exact(x, y[:290]), rel=1e-12)
+    assert calls == [1]
+
+
 @pytest.mark.parametrize("n", [20, 64, 500])
 def test_identical_sets_are_at_distance_0(n: int) -> None:
     x = features(n, 64, 4)

@@ -68,7 +68,8 @@ def row(images, **more):
         "critic.loss": 1 / images, "generator.loss": 0.7, "critic.real_logits": 0.2, "critic.r1": 0.01,
         "critic.gradient_norm.critic": 2.0, "images": images, "step": images // 64, "progress": images / 6400,
         "images_per_second": 800.0, "seconds": images / 800, "wait_share": 0.004, "peak_memory_mb": 2048.0,
-        "skipped": 3, "skipped_in_a_row": 0, **more,
+        "skipped": 3, "skipped_in_a_row": 0, "feeder_images_per_second": 654321.0, "part.waiting for data": 0.5,
+        "part.critic's turn": 6.0, "part.checkpoints": 1.5, **more,
     }  # fmt: skip
 
 
