@@ -202,6 +202,8 @@ def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) 
         raise FastganError(
             f"fastgan export: preset {config.preset} is not one whose generator is a function of z alone"
         )
+    if getattr(config.system, "prior", "none") != "none":
+        raise FastganError("fastgan export: a generator with prior='flow' is not one network family; not supported yet")
     s: Any = config.system.truncated(1.0) if isinstance(config.system, StyleBasedGAN) else config.system
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
     out = out or run_folder(run) / "export"

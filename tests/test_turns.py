@@ -13,6 +13,7 @@ from small_presets import batch_of, narrow, step_of
 
 from fastgan import penalty
 from fastgan.contract import Batch
+from fastgan.gans import StyleBasedGAN
 from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step
@@ -46,7 +47,14 @@ def test_a_step_reads_nothing_takes_the_same_memory_and_keeps_its_layout(preset:
             step(next_batch)
     assert cycles[0] == cycles[1]
     if config.channels_last:
-        assert not copies.found
+        assert not [copy for copy in copies.found if not excepted(copy, config, step)]
+
+
+def excepted(copy: str, config: Config, step: Step) -> bool:
+    """Where autograd differentiates a convolution twice, as StyleGAN2's lazy turns do, the gradient of its weight comes
+    out transposed. It is copied into the weight's layout; of images and feature maps nothing is."""
+    weights = [p for player in step.state.players.values() for p in player.params]
+    return isinstance(config.system, StyleBasedGAN) and any(f" {list(p.shape)} from neither" in copy for p in weights)
 
 
 @pytest.mark.parametrize("preset", NAMES)
