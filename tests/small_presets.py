@@ -8,7 +8,8 @@ import torch
 
 from fastgan.contract import Batch, Labelled
 from fastgan.dist import ALONE, Ranks
-from fastgan.models import DCGAN, R3GAN, Dense, ResNet
+from fastgan.gans import StyleBasedGAN
+from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
 from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step, TrainState, new_state
@@ -17,6 +18,14 @@ NARROW = {
     Dense: {"generator_layers": (12, 10), "generator_width": 4, "critic_stem": 4, "critic_layers": (8,)},
     DCGAN: {"generator_width": 4, "critic_width": 4},
     ResNet: {"generator_width": 8, "generator_max_width": 8, "critic_width": 8, "critic_max_width": 8},
+    StyleGAN2: {
+        "generator_width": 4,
+        "critic_width": 4,
+        "max_width": 8,
+        "style": 12,
+        "mapping_layers": 2,
+        "minibatch_std": 2,
+    },
     R3GAN: {"widths": (8,) * 7, "blocks": (1,) * 7, "group_size": 4},
 }
 
@@ -27,6 +36,8 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
     networks = config.system.networks
     slim = replace(networks, **NARROW[type(networks)])
     data = replace(config.data, classes=5) if isinstance(config.system, Labelled) else config.data
+    if isinstance(config.system, StyleBasedGAN):
+        system = {"latent": 8, "r1_every": 4, "path_every": 2, **system}
     slim_system = replace(config.system, networks=slim, **system)
     return replace(config, data=data, system=slim_system, batch=batch, kimg=1.0, threads=0)
 
@@ -34,7 +45,7 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
 def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object) -> Config:
     """A narrow preset on its networks' smallest images, with at most so many critic steps."""
     config = narrow(preset, batch=batch, **system)
-    size = {Dense: 16, DCGAN: 16, ResNet: 32, R3GAN: 8}[type(config.system.networks)]
+    size = {Dense: 16, DCGAN: 16, ResNet: 32, R3GAN: 8, StyleGAN2: 8}[type(config.system.networks)]
     if isinstance(config.system.networks, R3GAN):
         slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
         config = replace(config, system=replace(config.system, networks=slim))

@@ -126,7 +126,7 @@ def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
     c = command
-    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say)
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say, truncation=c.truncation)
     return 0
 
 
@@ -134,7 +134,8 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     c = command
-    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    styles = {"truncation": c.truncation, "space": c.space}
+    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say, **styles)
     return 0
 
 

@@ -8,6 +8,7 @@ from fastgan.gans.auxiliary import AuxiliaryGAN
 from fastgan.gans.boundary_equilibrium import BoundaryEquilibriumGAN
 from fastgan.gans.conditional import ConditionalGAN
 from fastgan.gans.mixture import MixtureGAN
+from fastgan.gans.stylegan2 import StyleBasedGAN
 from fastgan.gans.unconditional import UnconditionalGAN
 from fastgan.gans.vae_gan import VAEGAN
 
@@ -18,5 +19,6 @@ __all__ = [
     "ConditionalGAN",
     "InferenceGAN",
     "MixtureGAN",
+    "StyleBasedGAN",
     "UnconditionalGAN",
 ]

@@ -4,8 +4,9 @@ from fastgan.models.dcgan import DCGAN
 from fastgan.models.dense import Dense
 from fastgan.models.r3gan import R3GAN
 from fastgan.models.resnet import ResNet
+from fastgan.models.stylegan2 import StyleGAN2
 
-NETWORKS = {"dcgan": DCGAN, "dense": Dense, "r3gan": R3GAN, "resnet": ResNet}
+NETWORKS = {"dcgan": DCGAN, "dense": Dense, "r3gan": R3GAN, "resnet": ResNet, "stylegan2": StyleGAN2}
 """Name -> family. A new family is its file, its test and its line here."""
 
-__all__ = ["DCGAN", "NETWORKS", "R3GAN", "Dense", "ResNet"]
+__all__ = ["DCGAN", "NETWORKS", "R3GAN", "Dense", "ResNet", "StyleGAN2"]
