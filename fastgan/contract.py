@@ -121,6 +121,26 @@ class Networks(Protocol):
         """x [N, C, S, S] -> logits [N]."""
 
 
+class Translator(Protocol):
+    """Options of one family of networks that make images of images of the same size (fastgan.models)."""
+
+    def translator(self, image: ImageShape, channels: int) -> nn.Module:
+        """x [N, channels, S, S] (and noise [N, noise_numbers] in training) -> [N, C, S, S] in (-1, 1)."""
+
+    def noise_numbers(self, image: ImageShape) -> int:
+        """How many uniform numbers per image the network takes as noise; 0: none."""
+
+
+class PairCritic(Protocol):
+    """Options of one family of critics that may see a source beside the image (fastgan.models)."""
+
+    def critic(self, image: ImageShape, channels: int = 0) -> nn.Module:
+        """x [N, C, S, S] (and source [N, channels, S, S]) -> logits [N] or [N, 1, h, w].
+
+        Its method maps(x, source) has the activations of its blocks.
+        """
+
+
 class System(Protocol):
     """An adversarial system (fastgan.gans): a frozen dataclass of options, its players and its turns."""
 
@@ -193,6 +213,10 @@ class Upscales(Protocol):
     @property
     def scale(self) -> int:
         """By how much."""
+
+    @property
+    def margin(self) -> int:
+        """An output depends on pixels of the input at most so far away: what tiles have to overlap by."""
 
     def upscale(self, players: Mapping[str, nn.Module], images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, scale H, scale W], any H and W."""

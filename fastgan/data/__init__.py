@@ -11,10 +11,11 @@ import stat
 from pathlib import Path
 
 from fastgan.data.digits import load_digits
-from fastgan.data.files import list_folder, list_zip, printable
+from fastgan.data.files import Files, list_folder, list_zip, printable
 from fastgan.data.folder import Progress, load
 from fastgan.data.image_set import ImageSet, fingerprint
 from fastgan.data.options import DataOptions
+from fastgan.data.pairs import load_pairs
 from fastgan.errors import FastganError
 
 __all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
@@ -26,6 +27,11 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     progress: called as progress(images looked at, of how many) now and then, from this thread
     Raises FastganError that names the path or the file, what is wrong with it, and what to do.
     """
+    if options.pairs and options.path == "digits":
+        raise FastganError(
+            f"data.pairs={options.pairs!r}: the digits are no pairs; leave it out and let the system make its sources "
+            "(system.source=edges or noise), or give a folder"
+        )
     if options.path == "digits":
         return load_digits(options)
     advice = "give a folder of images, a .zip of one, or 'digits'"
@@ -37,8 +43,12 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     except OSError as error:
         raise FastganError(f"data {printable(options.path)!r}: {error.strerror}; {advice}") from error
     if stat.S_ISDIR(mode):
-        return load(list_folder(path), options, progress)
+        return _load(list_folder(path), options, progress)
     if not stat.S_ISREG(mode):
         raise FastganError(f"data {printable(options.path)!r} is neither a folder nor a file; {advice}")
     # The largest image allowed, as 16-bit RGBA and not compressed, bounds what a member may unpack to.
-    return load(list_zip(path, max_bytes=8e6 * options.max_megapixels), options, progress)
+    return _load(list_zip(path, max_bytes=8e6 * options.max_megapixels), options, progress)
+
+
+def _load(files: Files, options: DataOptions, progress: Progress | None) -> ImageSet:
+    return load_pairs(files, options, progress) if options.pairs else load(files, options, progress)

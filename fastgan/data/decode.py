@@ -39,14 +39,18 @@ def open_image(stream: BinaryIO, options: DataOptions) -> Image.Image:
     return image
 
 
-def decode(stream: BinaryIO, options: DataOptions) -> tuple[Pixels, bool]:
-    """The image as [size, size, channels] uint8, and whether it had to be enlarged. Raises BadImage."""
+def decode(stream: BinaryIO, options: DataOptions, *, half: str = "") -> tuple[Pixels, bool]:
+    """The image as [size, size, channels] uint8, and whether it had to be enlarged. Raises BadImage.
+
+    half: "left" or "right" of the file's picture, whose width must be even; "": all of it
+    """
     image = open_image(stream, options)
-    enlarged = min(image.size) < options.size
     try:
         # A JPEG of at least four times the wanted size is halved (up to three times) while decoding, which
-        # is several times faster; at least twice the size remains for the Lanczos filter.
-        image.draft(None, (2 * options.size, 2 * options.size))
+        # is several times faster; at least twice the size remains for the Lanczos filter. Not of two side by side:
+        # their border has to stay between two pixels.
+        if not half:
+            image.draft(None, (2 * options.size, 2 * options.size))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
@@ -54,6 +58,9 @@ def decode(stream: BinaryIO, options: DataOptions) -> tuple[Pixels, bool]:
     except Exception as error:  # as above
         raise _damaged(error) from error
     image = flatten(image, options.channels)
+    if half:
+        image = half_of(image, half)
+    enlarged = min(image.size) < options.size
     if options.crop == "center":
         image = _center(image)
     if image.size != (options.size, options.size):
@@ -78,6 +85,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if transparent is not None:
         values[values == transparent] = 65535
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def half_of(image: Image.Image, half: str) -> Image.Image:
+    """The "left" or "right" half. Raises BadImage for an odd width."""
+    if image.width % 2:
+        raise BadImage(f"is {image.width} pixels wide; two images side by side need an even width")
+    middle = image.width // 2
+    return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
 
 
 def _center(image: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastgan.contract import Batch
@@ -21,14 +22,16 @@ from fastgan.errors import FastganError
 
 PREFETCH = 3  # batches that are ready or being made
 CLOSE_SECONDS = 10.0
+SOURCE_KEY = 0x5851F42D4C957F2D  # keeps the order of an independent second set apart from that of the first
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Host memory of one batch. images: [N, H, W, C], float32 for the CPU, else uint8; labels: [N] int64."""
+    """Host memory of one batch. images, source: [N, H, W, C], float32 for the CPU, else uint8; labels: [N] int64."""
 
     images: Tensor
     labels: Tensor | None
+    source: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,18 @@ class Feeder:
             self._plan.ready.put(slot)  # for whoever asks again
             raise slot
         self._plan.free.put(self._new_slot())
-        images = slot.images.to(self.device, non_blocking=True)
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32).sub_(127.5).div_(127.5)
         labels = None if slot.labels is None else slot.labels.to(self.device, non_blocking=True)
         index = torch.arange(self._sample, self._sample + self._plan.batch, device=self.device)
         self._sample += self._plan.stride
-        return Batch(images.to(self.dtype).permute(0, 3, 1, 2), labels, index)
+        source = None if slot.source is None else self._on_device(slot.source)
+        return Batch(self._on_device(slot.images), labels, index, source)
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        """[N, H, W, C] in host memory as [N, C, H, W] in [-1, 1], channels-last."""
+        images = images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = images.to(torch.float32).sub_(127.5).div_(127.5)
+        return images.to(self.dtype).permute(0, 3, 1, 2)
 
     def close(self) -> None:
         """Ends the thread; what it is reading is finished first, but not waited for beyond ten seconds."""
@@ -130,11 +138,14 @@ class Feeder:
     def _new_slot(self) -> _Slot:
         """Fresh memory. Pinned memory comes from torch's cache, which waits for the copies out of it."""
         images, on_cpu, pin = self._plan.images, self.device.type == "cpu", self.device.type == "cuda"
-        shape = (self._plan.batch, images.size, images.size, images.channels)
-        pixels = torch.empty(shape, dtype=torch.float32 if on_cpu else torch.uint8, pin_memory=pin)
-        if images.labels is None:
-            return _Slot(pixels, None)
-        return _Slot(pixels, torch.empty(shape[:1], dtype=torch.int64, pin_memory=pin))
+        count = self._plan.batch
+
+        def pixels(of: ImageSet) -> Tensor:
+            shape = (count, of.size, of.size, of.channels)
+            return torch.empty(shape, dtype=torch.float32 if on_cpu else torch.uint8, pin_memory=pin)
+
+        labels = None if images.labels is None else torch.empty(count, dtype=torch.int64, pin_memory=pin)
+        return _Slot(pixels(images), labels, None if images.source is None else pixels(images.source))
 
 
 def _produce(plan: _Plan, first: int) -> None:
@@ -151,18 +162,31 @@ def _produce(plan: _Plan, first: int) -> None:
 
 
 def _fill(slot: _Slot, plan: _Plan, samples: Indices) -> None:
-    """Writes the images and labels of `samples` [N] into `slot`."""
-    indices = image_order(plan.seed, len(plan.images), samples)
-    target = slot.images.numpy()
-    raw = plan.images.read(indices, out=target if target.dtype == np.uint8 else None)
-    if plan.mirror:
-        flipped = flips(plan.seed, samples)
+    """Writes the images, labels and source of `samples` [N] into `slot`."""
+    images = plan.images
+    indices = image_order(plan.seed, len(images), samples)
+    flipped = flips(plan.seed, samples) if plan.mirror else None
+    _fill_pixels(slot.images, images, indices, flipped)
+    if slot.labels is not None:
+        assert images.labels is not None
+        np.take(images.labels, indices, out=slot.labels.numpy(), mode="clip")
+    if slot.source is not None:
+        assert images.source is not None
+        if not images.aligned:  # an order and flips of its own
+            seed = plan.seed ^ SOURCE_KEY
+            indices = image_order(seed, len(images.source), samples)
+            flipped = flips(seed, samples) if plan.mirror else None
+        _fill_pixels(slot.source, images.source, indices, flipped)
+
+
+def _fill_pixels(out: Tensor, images: ImageSet, indices: Indices, flipped: NDArray[np.bool_] | None) -> None:
+    """Images number `indices` [N] into `out` [N, H, W, C]; those that are `flipped` [N] mirrored."""
+    target = out.numpy()
+    raw = images.read(indices, out=target if target.dtype == np.uint8 else None)
+    if flipped is not None:
         whole = raw.view(f"V{raw.shape[-1]}")  # a pixel as one item: a third of the time
         whole[flipped] = whole[flipped][:, :, ::-1]
     if target.dtype == np.float32:
         # NumPy, not torch: a second thread with torch operations would start a second pool of OpenMP threads.
         np.subtract(raw, np.float32(127.5), out=target, dtype=np.float32)
         np.divide(target, np.float32(127.5), out=target)
-    if slot.labels is not None:
-        assert plan.images.labels is not None
-        np.take(plan.images.labels, indices, out=slot.labels.numpy(), mode="clip")

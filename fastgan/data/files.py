@@ -10,7 +10,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,12 +32,19 @@ class Files:
     names: paths inside it with "/" between the parts, sorted, the same on every file system
     open: index -> the file's bytes; raises BadImage
     ignored: how many files of other kinds were passed over (hidden ones are not counted)
+    half: "left" or "right" where each file holds two images side by side and this one is meant
     """
 
     name: str
     names: tuple[str, ...]
     open: Callable[[int], BinaryIO]
     ignored: int
+    half: str = ""
+
+    def only(self, numbers: Sequence[int]) -> Files:
+        """The files number `numbers`, in that order."""
+        names = tuple(self.names[i] for i in numbers)
+        return replace(self, names=names, open=lambda index: self.open(numbers[index]))
 
 
 def list_folder(path: Path) -> Files:

@@ -1,5 +1,6 @@
 """Adversarial systems, one per file: their options, players and turns (fastgan.contract.System)."""
 
+from fastgan.gans.translation import Translation
 from fastgan.gans.unconditional import UnconditionalGAN
 
-__all__ = ["UnconditionalGAN"]
+__all__ = ["Translation", "UnconditionalGAN"]

@@ -31,7 +31,7 @@ FREE = (
 )
 
 
-NEWER = ("data.classes", "data.source_channels")
+NEWER = ("data.classes", "data.source_channels", "data.pairs", "data.direction")
 
 
 def find_checkpoint(out: Path, resume: str, warn: Callable[[str], None]) -> checkpoints.Checkpoint | None:

@@ -1,0 +1,185 @@
+"""Images to translate, with images to translate from: side by side in one file, or in two folders, as data sets have it.
+
+    side_by_side   anywhere/*.jpg                each file is A (left half) and B (right half): pix2pix data sets
+    folders        A/*.jpg and B/*.jpg           partners have the same name, whatever its ending
+    unpaired       A/*.jpg and B/*.jpg           two domains, independent: CycleGAN data sets
+
+The folders may lie below others, and may be called trainA and trainB. The result is the set of targets, with the set of
+sources as its `source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+from fastgan.data.decode import BadImage, open_image
+from fastgan.data.files import Files, printable
+from fastgan.data.folder import MIN_IMAGES, load
+from fastgan.data.image_set import ImageSet
+from fastgan.data.options import DataOptions
+from fastgan.errors import FastganError
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+DOMAINS = (("A", "B"), ("trainA", "trainB"))
+ROTATED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
+
+
+def load_pairs(files: Files, options: DataOptions, progress: Progress | None = None) -> ImageSet:
+    """The targets of `files`, whose `source` are the images to translate from, laid out as `options.pairs` says.
+
+    Raises FastganError, one line, for a domain without images, images without a partner, and pairs of different sizes.
+    """
+    if options.pairs == "side_by_side":
+        sides = replace(files, half="left"), replace(files, half="right")
+        check = _check_width
+    else:
+        sides = _domains(files)
+        check = _check_sizes
+    if options.pairs == "folders":
+        sides = _partners(*sides)
+    if options.pairs != "unpaired":
+        sides = _without_bad(*sides, options, check)
+    a, b = (load(side, options, progress) for side in sides)
+    if options.pairs != "unpaired" and (a.left_out or b.left_out):
+        # Only now is it known that a partner of theirs is damaged: once more, without the pair.
+        bad = {line for images in (a, b) for line in images.left_out}
+        kept = [i for i in range(len(sides[0].names)) if not any(_is_about(bad, side.names[i]) for side in sides)]
+        a, b = (load(side.only(kept), options, progress) for side in sides)
+    source, target = (a, b) if options.direction == "AtoB" else (b, a)
+    return _joined(files, source, target, options)
+
+
+def _joined(files: Files, source: ImageSet, target: ImageSet, options: DataOptions) -> ImageSet:
+    aligned = options.pairs != "unpaired"
+    what = {
+        "side_by_side": "pairs side by side",
+        "folders": "pairs from two folders",
+        "unpaired": f"unpaired, with {len(source):,} images to translate from",
+    }[options.pairs]
+    plain = replace(source, labels=None, classes=())
+    return replace(
+        target,
+        name=files.name,
+        labels=None,  # sub-folders of a data set of pairs are its domains
+        classes=(),
+        summary=f"{target.summary}; {what}, {options.direction}",
+        source=plain,
+        aligned=aligned,
+    )
+
+
+def _domains(files: Files) -> tuple[Files, Files]:
+    """The files below A/ and below B/, with their names from there on."""
+    parts = [name.split("/") for name in files.names]
+    for names in DOMAINS:
+        found = [[(i, at) for i, path in enumerate(parts) if (at := _place(path, name)) >= 0] for name in names]
+        if any(found):
+            for name, members in zip(names, found, strict=True):
+                if len(members) < MIN_IMAGES:
+                    few = "only one image" if members else "no PNG, JPEG or WebP images"
+                    raise FastganError(
+                        f"{files.name}: {few} in {name}/; translation needs at least {MIN_IMAGES} images in {names[0]}/ "
+                        f"and in {names[1]}/"
+                    )
+            first, second = (
+                replace(
+                    files.only([i for i, _ in members]),
+                    name=f"{files.name}/{name}",
+                    names=tuple("/".join(parts[i][at + 1 :]) for i, at in members),
+                )
+                for name, members in zip(names, found, strict=True)
+            )
+            return first, second
+    raise FastganError(
+        f"{files.name}: there are no folders A/ and B/ (or trainA/ and trainB/) with images in it; for pairs in one file "
+        "each, use data.pairs=side_by_side"
+    )
+
+
+def _place(path: list[str], domain: str) -> int:
+    """Where the folder `domain` is on the way to a file; -1 where it is not."""
+    return path.index(domain) if domain in path[:-1] else -1
+
+
+def _partners(a: Files, b: Files) -> tuple[Files, Files]:
+    """Files of the same name, in the same order."""
+    numbers = [_by_stem(side) for side in (a, b)]
+    for mine, theirs, side, other in ((0, 1, a, b), (1, 0, b, a)):
+        alone = [stem for stem in numbers[mine] if stem not in numbers[theirs]]
+        if alone:
+            more = f" (and {len(alone) - 1:,} others have none)" if len(alone) > 1 else ""
+            name = printable(side.names[numbers[mine][alone[0]]])
+            raise FastganError(
+                f"{side.name}: {name} has no partner in {other.name}{more}; partners have the same name: add or remove "
+                "them, or use data.pairs=unpaired"
+            )
+    stems = sorted(numbers[0])
+    return a.only([numbers[0][stem] for stem in stems]), b.only([numbers[1][stem] for stem in stems])
+
+
+def _by_stem(files: Files) -> dict[str, int]:
+    """Numbers of the files by their names without endings."""
+    found: dict[str, int] = {}
+    for number, name in enumerate(files.names):
+        stem = name.rpartition(".")[0]
+        if stem in found:
+            raise FastganError(
+                f"{files.name}: {printable(files.names[found[stem]])} and {printable(name)} would have the same partner; "
+                "remove one"
+            )
+        found[stem] = number
+    return found
+
+
+def _without_bad(
+    a: Files, b: Files, options: DataOptions, check: Callable[[Files, Files, int, DataOptions], None]
+) -> tuple[Files, Files]:
+    """Without the pairs whose headers cannot be read, as many as `options.max_bad` allows; `load` says so for others."""
+    bad = []
+    for number in range(len(a.names)):
+        try:
+            check(a, b, number, options)
+        except BadImage:
+            bad.append(number)
+    if not bad or len(bad) > options.max_bad * len(a.names):
+        return a, b
+    kept = [i for i in range(len(a.names)) if i not in set(bad)]
+    return a.only(kept), b.only(kept)
+
+
+def _check_width(a: Files, b: Files, number: int, options: DataOptions) -> None:
+    width, height = _size(a, number, options)
+    if width % 2:
+        raise FastganError(
+            f"{a.name}: {printable(a.names[number])} is {width}x{height}; with data.pairs=side_by_side a file holds two "
+            "images of the same size side by side, so that its width is even: replace or remove it"
+        )
+
+
+def _check_sizes(a: Files, b: Files, number: int, options: DataOptions) -> None:
+    one, other = (_size(files, number, options) for files in (a, b))
+    if one != other:
+        raise FastganError(
+            f"{a.name}: {printable(a.names[number])} is {one[0]}x{one[1]}, but its partner in {b.name} is "
+            f"{other[0]}x{other[1]}; the two images of a pair must have the same size"
+        )
+
+
+def _size(files: Files, number: int, options: DataOptions) -> tuple[int, int]:
+    """Width and height, upright. Raises BadImage."""
+    with files.open(number) as stream:
+        image = open_image(stream, options)
+        width, height = image.size
+        try:
+            rotated = image.getexif().get(274) in ROTATED
+        except Exception:  # damaged: decoding says more
+            rotated = False
+    return (height, width) if rotated else (width, height)
+
+
+def _is_about(lines: set[str], name: str) -> bool:
+    """Whether one of the `left_out` lines names this file."""
+    return any(line.startswith(f"{printable(name)} ") for line in lines)
