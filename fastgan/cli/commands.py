@@ -24,7 +24,7 @@ class Train:
     """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
 
     data: Annotated[str | None, _default("the preset's")] = None
-    """folder or zip of images, or "digits" (1,797 handwritten digits, no data needed)"""
+    """folder or zip of images, "digits" (1,797 handwritten ones) or "photos" (patches of 7): both need no data of yours"""
     preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
     out: Annotated[str | None, _default("runs/PRESET")] = None
     """run folder"""

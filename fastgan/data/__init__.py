@@ -1,4 +1,5 @@
-"""Training images: a folder, a zip or the digits, as one kind of object, and the order in which they come.
+"""Training images: a folder, a zip, the digits or the photographs, as one kind of object, and the order in which they
+come.
 
 `open_images` finds and checks them, `sampler` says which image is sample number n of a run, `feeder` brings
 batches to the device ahead of the trainer.
@@ -16,9 +17,10 @@ from fastgan.data.folder import Progress, load
 from fastgan.data.image_set import ImageSet, fingerprint
 from fastgan.data.options import DataOptions
 from fastgan.data.pairs import load_pairs
+from fastgan.data.photos import HELD_OUT, TRAIN, load_photos, photographs
 from fastgan.errors import FastganError
 
-__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images"]
+__all__ = ["DataOptions", "ImageSet", "fingerprint", "open_images", "photographs"]
 
 
 def open_images(options: DataOptions, progress: Progress | None = None) -> ImageSet:
@@ -27,14 +29,16 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
     progress: called as progress(images looked at, of how many) now and then, from this thread
     Raises FastganError that names the path or the file, what is wrong with it, and what to do.
     """
-    if options.pairs and options.path == "digits":
+    if options.pairs and options.path in ("digits", TRAIN, HELD_OUT):
         raise FastganError(
-            f"data.pairs={options.pairs!r}: the digits are no pairs; leave it out and let the system make its sources "
+            f"data.pairs={options.pairs!r}: {options.path} are no pairs; leave it out and let the system make its sources "
             "(system.source=edges or noise), or give a folder"
         )
     if options.path == "digits":
         return load_digits(options)
-    advice = "give a folder of images, a .zip of one, or 'digits'"
+    if options.path in (TRAIN, HELD_OUT):
+        return load_photos(options)
+    advice = "give a folder of images, a .zip of one, 'digits' or 'photos'"
     if not options.path:
         raise FastganError(f"data.path is empty; {advice}")
     path = Path(os.path.expanduser(options.path))

@@ -23,7 +23,8 @@ class DataOptions:
     """
 
     path: str = "digits"
-    """A folder of PNG, JPEG and WebP images, a .zip of one, or "digits": those that scikit-learn ships."""
+    """A folder of PNG, JPEG and WebP images, a .zip of one, "digits": those that scikit-learn ships, or "photos":
+    patches of photographs that scikit-learn and scikit-image ship, without those of "photos:held-out"."""
 
     size: int = 64
     """Side of the square images, in pixels."""
