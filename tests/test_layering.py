@@ -85,7 +85,7 @@ BELOW: dict[str, set[str]] = {
     "pictures": {"contract", "data", "step"},
     "capture": {"contract", "step"},
     "step": {"contract", "gans", "optim", "schedule"},
-    "gans": {"contract", "losses", "models", "penalty", "schedule"},
+    "gans": {"contract", "dist", "features", "losses", "models", "penalty", "schedule"},
     "models": {"contract", "nn"},
     "nn": {"kernels"},
     "penalty": {"sweep"},
