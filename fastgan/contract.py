@@ -4,6 +4,23 @@ One training step is a row of *turns*. A turn adds the gradients of its objectiv
 players that it names, and returns 0-dim device tensors for the log. It does no I/O, no update and no host
 read, so that each turn can be captured once and replayed. Everything random in it comes from its `Draw`,
 a pure function of (seed, global sample number), so that a run can be resumed anywhere, on any number of ranks.
+
+**Several ranks.** Each rank plays a turn on an equal share of the batch; then the gradients and the numbers for the log
+are averaged over the ranks. For the same training on any number of ranks, a system has to keep to this:
+
+- Its objective is a mean over samples, pairs or places of its batch: then the average over ranks is the mean over all.
+  Anything else that several samples share is taken over the ranks by `fastgan.dist`: `group_mean(t)` for the mean of a
+  batch, `group_sum(t)` for a sum, both differentiable to any order. A normaliser: `log(group_mean(exp(x).mean()))`, not
+  `log(exp(x).mean())`; a variance: from `group_mean` of x and of x^2; a best or hardest sample: from its own rank only.
+- Batch normalisation (`nn.BatchNorm*`, ours) needs nothing: the trainer has its layers share their statistics
+  (`fastgan.nn.share_statistics`). F.batch_norm, minibatch standard deviation and the like do need the above.
+- All ranks call what is collective equally often and in the same order, also in backward: no `if` on values of samples
+  around it. Which parameters get a gradient in a turn does not depend on samples either.
+- Buffers change alike on all ranks: from weights, from shared statistics, or not at all.
+- Random numbers come from the turn's `Draw` only. One for the whole batch, such as a common crop, is that of its first
+  sample: `of_first(draw.uniform()[0])`.
+
+`tests/ranks.py` runs a function in several ranks; `tests/test_ranks_agree.py` compares all presets on 1 and 2 ranks.
 """
 
 from __future__ import annotations

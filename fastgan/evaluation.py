@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastgan.contract import ImageShape, Samples, System
 from fastgan.data import ImageSet
+from fastgan.dist import ALONE, Ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.features import Extractor, open_extractor
 from fastgan.features.weights import cache_folder
@@ -133,9 +134,12 @@ def evaluate(
     *,
     batch_size: int = BATCH,
     progress: Progress = lambda side, done, count: None,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """The metrics called `names` (of METRICS) of `fake` against `real`; each side goes through the network once.
 
+    ranks: they share the images out, batch by batch, and all return the same results. Every rank has to call it, with
+    the same arguments and a network on its own device.
     Raises FastganError, also for a network without logits where the Inception score is asked for.
     """
     needs = {METRICS[name].needs for name in names}
@@ -153,11 +157,13 @@ def evaluate(
             )
         known = real
     elif needs & {"samples", "statistics"}:
-        known = real_features(real, extract, "samples" in needs, batch_size, progress)
-    generated = torch.cat(list(_counted(fake, extract, batch_size, "generated", progress)))
+        known = real_features(real, extract, "samples" in needs, batch_size, progress, ranks)
+    generated = _gathered(_counted(fake, extract, batch_size, "generated", progress, ranks), ranks, extract.device)
     logits = extract.logits(generated) if "logits" in needs and extract.logits is not None else generated
     sides = Sides(known, generated, logits, extract)
-    return [result for name in names for result in METRICS[name].run(sides)]
+    with ranks.together():
+        results = [result for name in names for result in METRICS[name].run(sides)]
+    return _as_first(results, ranks)
 
 
 def numbers_of(results: Sequence[Result]) -> dict[str, float]:
@@ -173,34 +179,72 @@ def numbers_of(results: Sequence[Result]) -> dict[str, float]:
 
 
 def real_features(
-    images: Images, extract: Extractor, samples: bool, batch_size: int, progress: Progress
+    images: Images, extract: Extractor, samples: bool, batch_size: int, progress: Progress, ranks: Ranks = ALONE
 ) -> Tensor | FeatureStatistics:
-    """Features [n, d] of a real set, or with samples=False their statistics; from the cache where it has them."""
-    path = cache_folder() / "features" / _key(images, extract) if images.digest is not None else None
-    if path is not None:
-        with contextlib.suppress(Exception):  # not there, or damaged: it is only a cache
-            return torch.from_numpy(np.load(path.with_suffix(".npy"), allow_pickle=False)).to(extract.device)
-        if not samples:
-            with contextlib.suppress(FastganError):
-                return FeatureStatistics.load(path.with_suffix(".npz"))
-    batches = _counted(images, extract, batch_size, "real", progress)
+    """Features [n, d] of a real set, or with samples=False their statistics; from the cache where all ranks have it."""
+    path, digest = None, ""
+    if images.digest is not None:
+        with ranks.together():
+            digest = images.digest() if ranks.first else ""
+        path = cache_folder() / "features" / _key(ranks.from_first(digest), extract)
+    cached = _cached(path, samples, extract.device)
+    if not ranks.highest(int(cached is None)):
+        assert cached is not None
+        return cached
+    path = path if ranks.local_rank == 0 else None
+    batches = _counted(images, extract, batch_size, "real", progress, ranks)
     if samples:
-        found = torch.cat(list(batches))
+        found = _gathered(batches, ranks, extract.device)
         _keep(path, ".npy", lambda target: np.save(target, found.numpy(force=True), allow_pickle=False))
         return found
     statistics = FeatureStatistics()
-    for batch in batches:
-        statistics.update(batch)
-    _keep(path, ".npz", statistics.save)
+    with ranks.together():
+        for batch in batches:
+            statistics.update(batch)
+    _keep(path, ".npz", statistics.all_reduce(ranks).save)
     return statistics
 
 
-def _key(images: Images, extract: Extractor) -> str:
-    """Of the images, the weights and the preparation: the name of a file."""
-    assert images.digest is not None
+def _cached(path: Path | None, samples: bool, device: torch.device) -> Tensor | FeatureStatistics | None:
+    if path is None:
+        return None
+    with contextlib.suppress(Exception):  # not there, or damaged: it is only a cache
+        return torch.from_numpy(np.load(path.with_suffix(".npy"), allow_pickle=False)).to(device)
+    if not samples:
+        with contextlib.suppress(FastganError):
+            return FeatureStatistics.load(path.with_suffix(".npz"))
+    return None
+
+
+def _gathered(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Tensor:
+    """[n, d] of the batches of all ranks, number b of which is one of rank b % world, in order, on every rank."""
+    with ranks.together():
+        found = list(batches)
+    size = ranks.highest(found[0].shape[1] if found else 0)
+    if not size:
+        raise FastganError("expected images, got none; check where they come from")
+    counts = [list(c) for c in ranks.gather_json([len(batch) for batch in found])]
+    mine = torch.cat(found) if found else torch.zeros(0, size, device=device)
+    parts = [torch.split(rows, c) for rows, c in zip(ranks.gather(mine), counts, strict=True)]
+    return torch.cat([parts[b % ranks.world][b // ranks.world] for b in range(sum(map(len, counts)))])
+
+
+def _as_first(results: list[Result], ranks: Ranks) -> list[Result]:
+    """With the numbers that rank 0 has: other processors may round otherwise."""
+    said = ranks.from_first([[result.value, dict(result.values)] for result in results])
+    if ranks.world == 1:
+        return results
+    of_first = [
+        (value, {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}) for value, values in said
+    ]
+    return [replace(r, value=value, values=values) for r, (value, values) in zip(results, of_first, strict=True)]
+
+
+def _key(digest: str, extract: Extractor) -> str:
+    """Of the images (by their digest), the weights and the preparation: the name of a file."""
     record = asdict(extract.protocol)
     del record["verified"]  # says how far the same file was checked, and changes nothing
-    text = json.dumps({"format": 1, "images": images.digest(), **record}, sort_keys=True)
+    text = json.dumps({"format": 1, "images": digest, **record}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -218,12 +262,15 @@ def _keep(path: Path | None, suffix: str, save: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _counted(images: Images, extract: Extractor, batch_size: int, side: str, progress: Progress) -> Iterator[Tensor]:
-    done = 0
-    progress(side, done, images.count or 0)
-    for batch in features_of(images, extract, batch_size=batch_size):
-        done += len(batch)
-        progress(side, done, images.count or 0)
+def _counted(
+    images: Images, extract: Extractor, batch_size: int, side: str, progress: Progress, ranks: Ranks
+) -> Iterator[Tensor]:
+    """Features of this rank's batches; progress is reported as if the others were as far."""
+    done, count = 0, images.count or 0
+    progress(side, done, count)
+    for batch in features_of(images.share(ranks.rank, ranks.world), extract, batch_size=batch_size):
+        done += len(batch) * ranks.world
+        progress(side, min(done, count) if count else done, count)
         yield batch
 
 
@@ -241,8 +288,8 @@ def generated_images(
     if not isinstance(system, Samples) and reals is None:
         raise FastganError(f"{name} makes images from images: give --data a folder or zip, not statistics")
 
-    def batches(size: int) -> Iterator[Tensor]:
-        for start in range(0, count, size):
+    def batches(size: int, first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        for start in range(first * size, count, step * size):
             numbers = range(start, min(start + size, count))
             if isinstance(system, Samples):
                 latents, labels = picture_latents(system, numbers, device), picture_labels(image, numbers, device)
@@ -253,4 +300,4 @@ def generated_images(
                     batch = picture_batch(reals, numbers, device)
                     yield eight_bits(system.generate(players, batch, picture_draw(numbers, device)).clamp(-1, 1))
 
-    return Images(name, batches, count)
+    return Images(name, batches, count, every=batches)

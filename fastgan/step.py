@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.contract import Batch, Draw, ImageShape, System, Turn
+from fastgan.dist import ALONE, GradientMean, Ranks, playing, sum_over_ranks
 from fastgan.errors import FastganError, suggest
+from fastgan.nn import share_statistics
 from fastgan.optim import Averaging, Optimizer, PlayerState
 from fastgan.schedule import Progress
 
@@ -156,7 +158,9 @@ def autocast_of(precision: str, device: torch.device) -> torch.dtype | None:
 class Step:
     """The training step of a system over a state.
 
-    Call it with the batches of one step (`batches` of them, each of `batch` images per rank).
+    Call it with the batches of one step (`batches` of them, each of `batch` images per rank). On several ranks each
+    plays it on its part of the global batch; gradients and statistics are averaged once per turn, with one all-reduce,
+    and the networks' batch normalisations share their statistics.
     """
 
     def __init__(
@@ -168,13 +172,17 @@ class Step:
         seed: int,
         batch: int,
         total: int,
-        world: int = 1,
+        ranks: Ranks = ALONE,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """total: images of the whole run, of which schedules are fractions; world: number of ranks
+        """total: images of the whole run, of which schedules are fractions; ranks: that play each step together
         autocast: bfloat16 for mixed precision; weights, gradients, moments and averages stay what they are"""
         self.system, self.state, self.averaging = system, state, averaging
-        self.seed, self.global_batch = seed, batch * world
+        self.seed, self.global_batch = seed, batch * ranks.world
+        self.ranks, self._mean = ranks, GradientMean(ranks)
+        if ranks.world > 1:
+            for module in state.modules.values():
+                share_statistics(module, sum_over_ranks)
         self.autocast = autocast
         self.progress = Progress(torch.zeros_like(state.seen))
         self.scalars = {name: self.progress.value(value) for name, value in system.schedules().items()}
@@ -239,8 +247,11 @@ class Step:
         saved = [player.buffers.save() for player in players]
         for player in movers.values():
             player.zero_grad()
-        with torch.autocast(self.state.device.type, self.autocast) if self.autocast else nullcontext():
+        autocast = torch.autocast(self.state.device.type, self.autocast) if self.autocast else nullcontext()
+        with autocast, playing(self.ranks):
             statistics = turn.gradients(batch, draw)
+        if self.ranks.world > 1:
+            statistics = self._over_ranks(movers, statistics)
         norms = {name: player.gradient_norm() for name, player in movers.items()}
         suffixes = {name: f".{name}" if len(norms) > 1 else "" for name in norms}
         statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}
@@ -259,6 +270,16 @@ class Step:
         if key not in self._sums:
             self._sums[key] = torch.zeros_like(terms)
         self._sums[key].add_(torch.where(finite, terms, 0.0))
+
+    def _over_ranks(self, movers: Mapping[str, PlayerState], statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Average the gradients of the movers over the ranks, and with them the statistics, which are returned.
+
+        From here on all ranks have the same bits: norms, what is finite and what is applied are the same on all.
+        """
+        parameters = [p for player in movers.values() for p in player.params]
+        numbers = [value.detach().double() for value in statistics.values()]
+        means = self._mean(parameters, torch.stack([*numbers, self.progress.value(1.0)]))
+        return dict(zip(statistics, means, strict=False))
 
     def read_statistics(self) -> dict[str, Any]:
         """Means since the last call; updates skipped in all and, by the worst player, in a row. Reads the device."""

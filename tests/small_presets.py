@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from fastgan.contract import Batch
+from fastgan.dist import ALONE, Ranks
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.options import Config
 from fastgan.presets import PRESETS
@@ -28,13 +29,25 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
     return replace(config, system=replace(config.system, networks=slim, **system), batch=batch, kimg=1.0, threads=0)
 
 
+def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object) -> Config:
+    """A narrow preset on its networks' smallest images, with at most so many critic steps."""
+    config = narrow(preset, batch=batch, **system)
+    size = {Dense: 16, DCGAN: 16, ResNet: 32, R3GAN: 8}[type(config.system.networks)]
+    if isinstance(config.system.networks, R3GAN):
+        slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
+        config = replace(config, system=replace(config.system, networks=slim))
+    system_ = replace(config.system, critic_steps=min(config.system.critic_steps, critic_steps))
+    return replace(config, system=system_, data=replace(config.data, size=size))
+
+
 def step_of(
     config: Config,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[TrainState, Step]:
-    """A fresh state and its step, as the trainer makes them."""
+    """A fresh state and its step, as the trainer makes them; config.batch is that of all ranks together."""
     state = new_state(
         config.system,
         config.shape,
@@ -45,13 +58,15 @@ def step_of(
         dtype=dtype,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
     )
-    options = {"seed": 0, "batch": config.batch, "total": config.images, "autocast": autocast}
-    return state, Step(config.system, state, config.averaging, **options)  # type: ignore[arg-type]
+    options = {"seed": 0, "batch": config.batch // ranks.world, "total": config.images, "autocast": autocast}
+    return state, Step(config.system, state, config.averaging, ranks=ranks, **options)  # type: ignore[arg-type]
 
 
-def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32) -> Batch:
-    """Batch `number` of noise, laid out as the data feeder does it."""
+def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32, ranks: Ranks = ALONE) -> Batch:
+    """This rank's part of batch `number` of noise, laid out as the data feeder does it."""
     size = (config.batch, config.shape.size, config.shape.size, config.shape.channels)
     pixels = torch.rand(size, generator=torch.Generator().manual_seed(number), dtype=torch.float64) * 2 - 1
     index = torch.arange(config.batch) + number * config.batch
-    return Batch(pixels.to(dtype).permute(0, 3, 1, 2), None, index)
+    part = config.batch // ranks.world
+    mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
+    return Batch(pixels[mine].to(dtype).permute(0, 3, 1, 2), None, index[mine])

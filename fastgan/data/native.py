@@ -35,10 +35,13 @@ class NativeImages:
     sha256: str
     files: Files
 
-    def batches(self, size: int) -> Iterator[Pixels]:
-        """[n, height, width, 3] uint8, n up to `size`; transparent parts on white. Decoded by several threads."""
+    def batches(self, size: int, first: int = 0, step: int = 1) -> Iterator[Pixels]:
+        """[n, height, width, 3] uint8, n up to `size`; transparent parts on white. Decoded by several threads.
+
+        Every step-th batch, from number `first` on.
+        """
         with ThreadPoolExecutor(ANY_SIZE.threads, thread_name_prefix="fastgan-decode") as pool:
-            for start in range(0, self.count, size):
+            for start in range(first * size, self.count, step * size):
                 yield np.stack(list(pool.map(self._decode, range(start, min(start + size, self.count)))))
 
     def _decode(self, index: int) -> Pixels:

@@ -8,7 +8,7 @@ so no root is ever formed, and G does not square the condition of the factors. F
 covariance is singular to rounding, its eigenvectors times the roots of those eigenvalues that are above rounding, taken
 from the correlation matrix so that scales of single features do not matter. |G|_* by one of three methods:
 
-    cholesky_eigh   roots of the eigenvalues of G Gᵀ: the fastest on a CPU, squares the condition of G
+    cholesky_eigh   roots of the eigenvalues of F_1ᵀ S_2 F_1 = G Gᵀ: the fastest on a CPU, squares the condition of G
     cholesky_svd    singular values: exact to rounding, the slowest
     polar           ⟨U, G⟩ with the polar factor U of G by Polar Express (Amsel et al., arXiv:2505.16932): matrix
                     products only, a fixed number of steps, nothing read by the host: for GPUs
@@ -32,6 +32,7 @@ Method = Literal["auto", "cholesky_eigh", "cholesky_svd", "polar"]
 METHODS: tuple[str, ...] = get_args(Method)
 EPS = torch.finfo(torch.float64).eps
 TOLERANCE = 1e-8  # relative error estimate beyond which "auto" takes the singular values instead
+PANEL = 256  # columns at a time of products that skip what triangles and symmetry make known
 SMALLEST = 1e-9  # singular values that Polar Express brings to 1, relative to the largest
 
 
@@ -75,10 +76,23 @@ def sqrtm_trace(cov1: Any, cov2: Any, method: Method = "auto") -> Any:
             f"leading dimensions of cov1 {list(first.shape)} and cov2 {list(second.shape)} do not broadcast; "
             "make them equal"
         ) from None
-    value = product_norm(factor(first, "cov1"), factor(second, "cov2"), method).value
+    value = root_norm(factor(first, "cov1"), second, "cov2", method).value
     if not value.dim():
         return float(value)
     return value if isinstance(cov1, Tensor) or isinstance(cov2, Tensor) else value.numpy()
+
+
+def root_norm(first: Factor, cov: Tensor, name: str = "covariance", method: Method = "auto") -> NuclearNorm:
+    """tr (F_1 F_1ᵀ cov)^(1/2), with the method's error estimate. cov: [..., d, d], as `covariance` gives it.
+
+    Where F_1 is the regular Cholesky factor, the eigenvalues of F_1ᵀ cov F_1 do without a factor of cov. They have its
+    signs (Sylvester's law of inertia): where all are clearly positive, cov is positive definite. Else it is factored.
+    """
+    if method in ("auto", "cholesky_eigh") and not cov.is_cuda and int(first.rank.min()) == cov.shape[-1]:
+        norm, certain = by_congruence(first.matrix, cov)
+        if bool(certain.all()):
+            return norm
+    return product_norm(first, factor(cov, name), method)
 
 
 def product_norm(first: Factor, second: Factor, method: Method = "auto") -> NuclearNorm:
@@ -121,10 +135,49 @@ def by_eigenvalues(product: Tensor, rank: Tensor | None = None) -> NuclearNorm:
     if not size:
         return by_singular_values(product)
     values = torch.linalg.eigvalsh(gram)
-    rounding = 4 * EPS * values[..., -1:].clamp_min(0)
     counted = torch.ones_like(values, dtype=torch.bool)
     if rank is not None:
         counted = torch.arange(size, device=values.device) >= size - rank[..., None]
+    return sum_of_roots(values, counted, 4 * EPS * values[..., -1:].clamp_min(0))
+
+
+def by_congruence(lower: Tensor, cov: Tensor) -> tuple[NuclearNorm, Tensor]:
+    """From the eigenvalues of lowerᵀ cov lower; and [...] whether each is above its rounding and the sum precise.
+
+    Its rounding is relative to |lower|² |cov|, which where the two hardly overlap is far above the largest eigenvalue.
+    """
+    values = torch.linalg.eigvalsh(congruence(lower, cov))
+    rounding = 4 * EPS * torch.linalg.vector_norm(lower, dim=(-2, -1)).square() * symmetric_norm(cov)
+    norm = sum_of_roots(values, torch.ones_like(values, dtype=torch.bool), rounding[..., None])
+    return norm, (values[..., 0] > 4 * rounding) & (norm.error <= TOLERANCE * norm.value)
+
+
+def congruence(lower: Tensor, cov: Tensor) -> Tensor:
+    """[..., d, d] of which the lower triangle is that of lowerᵀ cov lower, and the rest is left as it came.
+
+    lower: [..., d, d], lower triangular;  cov: [..., d, d], symmetric. About d³ operations, where two products of
+    matrices have 4 d³: row i of the result needs only rows and columns from i on of cov lower, and of both factors.
+    """
+    shape = torch.broadcast_shapes(lower.shape, cov.shape)  # type: ignore[no-untyped-call]
+    product, out = lower.new_empty(shape), lower.new_empty(shape)
+    panels = [slice(start, min(start + PANEL, shape[-1])) for start in range(0, shape[-1], PANEL)]
+    for columns in panels:
+        below = slice(columns.start, None)
+        product[..., below, columns] = cov[..., below, below] @ lower[..., below, columns]
+    for rows in panels:
+        below, before = slice(rows.start, None), slice(0, rows.stop)
+        out[..., rows, before] = lower[..., below, rows].mT @ product[..., below, before]
+    return out
+
+
+def symmetric_norm(matrix: Tensor) -> Tensor:
+    """[...] at least the largest absolute eigenvalue of each [..., d, d]: its Frobenius norm."""
+    norm: Tensor = torch.linalg.vector_norm(matrix, dim=(-2, -1))
+    return norm
+
+
+def sum_of_roots(values: Tensor, counted: Tensor, rounding: Tensor) -> NuclearNorm:
+    """values, counted: [..., n];  rounding: [..., 1], of each value. Negative ones count as zero."""
     roots = values.clamp_min(0).sqrt()
     resolved = values > 4 * rounding
     scatter = torch.where(counted & resolved, rounding / (2 * roots), 0.0).square().sum(-1).sqrt()
@@ -194,9 +247,10 @@ def covariance(name: str, value: Any) -> Tensor:
     if given.is_complex() or given.dim() < 2 or given.shape[-1] != given.shape[-2] or not given.shape[-1]:
         raise FastganError(f"{name}: expected real square matrices [..., d, d], got {given.dtype} {list(given.shape)}")
     matrix = given.detach().double()
-    lowest = matrix.diagonal(dim1=-2, dim2=-1).amin() if matrix.numel() else matrix.new_zeros(())
-    skew = (matrix - matrix.mT).abs().amax() if matrix.numel() else matrix.new_zeros(())
-    largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
+    zero = matrix.new_zeros(())
+    lowest = matrix.diagonal(dim1=-2, dim2=-1).amin() if matrix.numel() else zero
+    largest = torch.maximum(*(v.abs() for v in torch.aminmax(matrix))) if matrix.numel() else zero
+    skew = asymmetry_of(matrix) if matrix.numel() else zero
     low, asymmetry, size = torch.stack((lowest, skew, largest)).tolist()  # the only read of the host here
     if not math.isfinite(size):
         raise FastganError(
@@ -209,7 +263,15 @@ def covariance(name: str, value: Any) -> Tensor:
         )
     if low < 0:
         raise FastganError(f"{name}: expected variances >= 0 on the diagonal, got {low:.3g}")
-    return (matrix + matrix.mT) / 2
+    return (matrix + matrix.mT) / 2 if asymmetry else matrix
+
+
+def asymmetry_of(matrix: Tensor) -> Tensor:
+    """Largest |a_ij - a_ji|, tile by tile: whole temporaries would cost more than the Cholesky factor."""
+    spans = [slice(start, start + 2 * PANEL) for start in range(0, matrix.shape[-1], 2 * PANEL)]
+    return torch.stack(
+        [(matrix[..., i, j] - matrix[..., j, i].mT).abs_().amax() for n, i in enumerate(spans) for j in spans[: n + 1]]
+    ).amax()
 
 
 def slack(given: Tensor) -> float:

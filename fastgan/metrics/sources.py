@@ -11,8 +11,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,15 +32,27 @@ T = TypeVar("T")
 class Images:
     """Images to be evaluated.
 
-    batches: size -> batches of at most so many, uint8 [n, C, H, W]; can be called again where `again` is True
+    batches: size -> batches of at most so many, uint8 [n, C, H, W]
     count:   how many there are; None where that shows only at the end
     digest:  SHA-256 of what they are; None where that would take drawing them
+    every:   size, first, step -> every step-th of the batches, from number `first` on, without making the others;
+             None where all have to be made
     """
 
     name: str
     batches: Callable[[int], Iterator[Tensor]]
     count: int | None = None
     digest: Callable[[], str] | None = None
+    every: Callable[[int, int, int], Iterator[Tensor]] | None = None
+
+    def share(self, rank: int, world: int) -> Images:
+        """The batches number rank, rank + world, ...: whole ones, so that networks see the same ones on any number."""
+        if world == 1:
+            return self
+        every = self.every
+        if every is not None:
+            return replace(self, batches=lambda size: every(size, rank, world), every=None)
+        return replace(self, batches=lambda size: islice(self.batches(size), rank, None, world))
 
 
 def features_of(source: Any, features: Any = None, *, batch_size: int = 64) -> Iterator[Tensor]:
@@ -101,7 +113,13 @@ def images_of(source: Any) -> Images:
         return _image_set(source)
     if isinstance(source, (np.ndarray, Tensor)):
         pixels = eight_bits(source)
-        return Images("images", lambda size: iter(torch.split(pixels, size)), len(pixels), lambda: _digest([pixels]))
+        return Images(
+            "images",
+            lambda size: iter(torch.split(pixels, size)),
+            len(pixels),
+            lambda: _digest([pixels]),
+            lambda size, first, step: iter(torch.split(pixels, size)[first::step]),
+        )
     if isinstance(source, Iterable) and not isinstance(source, (bytes, dict)):
         return Images(
             "images", lambda size: chain.from_iterable(torch.split(eight_bits(batch), size) for batch in source)
@@ -163,21 +181,20 @@ def _files(path: str | os.PathLike[str]) -> Images:
             "writes its images"
         )
     found = open_native(path)
-    return Images(
-        found.name,
-        lambda size: (torch.from_numpy(pixels).permute(0, 3, 1, 2) for pixels in found.batches(size)),
-        found.count,
-        lambda: found.sha256,
-    )
+
+    def batches(size: int, first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        return (torch.from_numpy(pixels).permute(0, 3, 1, 2) for pixels in found.batches(size, first, step))
+
+    return Images(found.name, batches, found.count, lambda: found.sha256, batches)
 
 
 def _image_set(images: ImageSet) -> Images:
-    def batches(size: int) -> Iterator[Tensor]:
-        for start in range(0, len(images), size):
+    def batches(size: int, first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        for start in range(first * size, len(images), step * size):
             pixels = images.read(np.arange(start, min(start + size, len(images))))
             yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    return Images(images.name, batches, len(images), lambda: _digest(batches(256)))
+    return Images(images.name, batches, len(images), lambda: _digest(batches(256)), batches)
 
 
 def _digest(batches: Iterable[Tensor]) -> str:

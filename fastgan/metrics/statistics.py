@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.dist import Ranks
 from fastgan.errors import FastganError
-from fastgan.kernels.matrix_root import Factor, covariance, factor, product_norm
+from fastgan.kernels.matrix_root import Factor, covariance, factor, product_norm, root_norm
 from fastgan.metrics.frechet import distance_from, mean_of
 
 
@@ -42,7 +43,7 @@ class FeatureStatistics:
         if batch.dim() != 2 or not batch.shape[1] or batch.is_complex():
             raise FastganError(f"features: expected real [n, d], got {batch.dtype} {list(batch.shape)}")
         self._fits(batch.shape[1], "features")
-        if not bool(batch.isfinite().all()):
+        if batch.numel() and not all(bool(v.isfinite()) for v in torch.aminmax(batch)):  # NaN shows in both
             raise FastganError("features: expected finite values, got NaN or infinity; check the network and its input")
         if not len(batch):
             return self
@@ -54,7 +55,7 @@ class FeatureStatistics:
         if self._kept is None:
             self._add(self.count - len(batch), len(batch), *moments(batch.double()))
         else:
-            self._kept.append(batch.double())
+            self._kept.append(batch.to(torch.float64, copy=True))  # the caller may fill the same memory again
             if self.count > batch.shape[1]:
                 self._fold()
         return self
@@ -68,7 +69,7 @@ class FeatureStatistics:
         if not other.count:
             return self
         if other._kept is not None:
-            return self.update(torch.cat(other._kept))
+            return self.update(other._all())
         self._fits(other.size, "other statistics")
         if self._kept is not None:
             self._fold()
@@ -77,15 +78,46 @@ class FeatureStatistics:
         self._add(self.count - other.count, other.count, other._mean.to(device), other._scatter.to(device))
         return self
 
+    def all_reduce(self, ranks: Ranks) -> FeatureStatistics:
+        """Takes in the samples of all ranks, as if they had come here one rank after the other.
+
+        Collective: every rank calls it with its own statistics, those without samples too, and has the same ones after.
+        """
+        if ranks.world == 1:
+            return self
+        size = ranks.highest(self.size)
+        with ranks.together():
+            if self.count is None:
+                raise FastganError(
+                    "statistics from a file without `count` cannot merge; save them with FeatureStatistics.save"
+                )
+            self._fits(size, "statistics of another rank")
+        assert self.count is not None
+        device = self._mean.device if self._kept is None else (self._kept[0].device if self._kept else None)
+        total = int(ranks.sum_(torch.tensor(self.count)))
+        if total <= size:
+            mine = self._all().cpu() if self.count else torch.zeros(0, size, dtype=torch.float64)
+            self._kept = [torch.cat(ranks.gather(mine)).to(device)] if total else []
+        else:
+            self._fold()
+            if not self.count:
+                self._mean, self._scatter = moments(torch.zeros(1, size, dtype=torch.float64))
+            mean = ranks.sum_(self._mean.cpu() * self.count) / total
+            shift = self._mean.cpu() - mean
+            scatter = ranks.sum_(self._scatter.cpu() + torch.outer(shift, shift) * self.count)
+            self._mean, self._scatter = mean.to(device), scatter.to(device)
+        self.count = total
+        return self
+
     def mean(self) -> Tensor:
         """[d]"""
         self._enough(1)
-        return self._mean if self._kept is None else torch.cat(self._kept).mean(0)
+        return self._mean if self._kept is None else self._all().mean(0)
 
     def cov(self) -> Tensor:
         """[d, d], ddof = 1"""
         self._enough(2)
-        scatter = self._scatter if self._kept is None else moments(torch.cat(self._kept))[1]
+        scatter = self._scatter if self._kept is None else moments(self._all())[1]
         return scatter if self.count is None else scatter / (self.count - 1)
 
     def frechet_distance(self, other: FeatureStatistics) -> float:
@@ -93,19 +125,22 @@ class FeatureStatistics:
         self._enough(2)
         other._enough(2)
         self._fits(other.size, "other statistics")
-        low_rank = self._kept is not None or other._kept is not None
-        first, second = self._factor("the first covariance"), other._factor("the second covariance")
+        first = self._factor("the first covariance")
         device = first.matrix.device
-        second = Factor(second.matrix.to(device), second.rank.to(device))
-        root = product_norm(first, second, "cholesky_svd" if low_rank else "auto").value
-        traces = first.matrix.square().sum() + second.matrix.square().sum()
+        if self._kept is None and other._kept is None:
+            root = root_norm(first, other.cov().to(device), "the second covariance").value
+        else:
+            second = other._factor("the second covariance")
+            second = Factor(second.matrix.to(device), second.rank.to(device))
+            root = product_norm(first, second, "cholesky_svd").value
+        traces = self._variance() + other._variance().to(device)
         return float(distance_from((self.mean() - other.mean().to(device)).square().sum(), traces, root))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """.npz with `mu` and `sigma`, as pytorch-fid's; also `count`, and `features` while they are kept."""
         arrays = {"mu": self.mean(), "sigma": self.cov()}
         if self._kept is not None:
-            arrays["features"] = torch.cat(self._kept)
+            arrays["features"] = self._all()
         contents = {key: value.cpu().numpy() for key, value in arrays.items()}
         if self.count is not None:
             contents["count"] = np.array(self.count)
@@ -156,15 +191,29 @@ class FeatureStatistics:
     def _new_factor(self, name: str) -> Factor:
         if self._kept is None or self.count is None:
             return factor(self.cov(), name)
-        features = torch.cat(self._kept)
-        columns = (features - features.mean(0)).mT / (self.count - 1) ** 0.5
+        features = self._all()
+        columns = (features - features.mean(0)).div_((self.count - 1) ** 0.5).mT
         return Factor(columns, torch.tensor(min(columns.shape), device=columns.device))
+
+    def _all(self) -> Tensor:
+        """The kept features, [n, d]."""
+        assert self._kept is not None
+        if len(self._kept) > 1:
+            self._kept = [torch.cat(self._kept)]
+        return self._kept[0]
+
+    def _variance(self) -> Tensor:
+        """Trace of the covariance."""
+        if self._kept is None:
+            return self._scatter.trace() if self.count is None else self._scatter.trace() / (self.count - 1)
+        norm: Tensor = torch.linalg.vector_norm(self._factor("the covariance").matrix)
+        return norm.square()
 
     def _fold(self) -> None:
         """From the features to their moments."""
-        kept, self._kept = self._kept, None
-        if kept:
-            self._mean, self._scatter = moments(torch.cat(kept))
+        if self._kept:
+            self._mean, self._scatter = moments(self._all())
+        self._kept = None
 
     def _add(self, before: int, count: int, mean: Tensor, scatter: Tensor) -> None:
         if not before:

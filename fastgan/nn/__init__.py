@@ -1,5 +1,6 @@
 from fastgan.nn.fuse import Record, fuse, fused
 from fastgan.nn.modules import BatchNormAct2d, BiasAct, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
+from fastgan.nn.shared import share_statistics
 
 __all__ = [
     "BatchNormAct2d",
@@ -9,4 +10,5 @@ __all__ = [
     "Record",
     "fuse",
     "fused",
+    "share_statistics",
 ]

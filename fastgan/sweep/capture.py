@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.errors import UnsupportedCritic
@@ -170,13 +171,17 @@ def _key(critic: Callable[..., Any]) -> Any:
 
 
 def refuse_hooks(critic: Callable[..., Any]) -> None:
-    """UnsupportedCritic for modules whose hooks or wrappers need autograd to run."""
+    """UnsupportedCritic for modules whose hooks or wrappers need autograd to run, or that need other processes."""
     if not isinstance(critic, nn.Module):
         return
     for name, module in critic.named_modules():
         place = f"critic.{name}" if name else "critic"
         if module._backward_hooks or module._backward_pre_hooks:
             raise UnsupportedCritic(f'backward hook at {place}: only autograd runs it; use method="autograd"')
+        if isinstance(module, _BatchNorm) and module.training and getattr(module, "process_group", None) is not None:
+            raise UnsupportedCritic(
+                f'batch normalisation over several processes at {place}: only autograd runs it; use method="autograd"'
+            )
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             raise UnsupportedCritic(
                 f'{type(module).__name__} at {place}: its gradients are reduced by autograd; use method="autograd"'

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan.dist import current
 from fastgan.errors import UnsupportedCritic
 from fastgan.sweep.analysis import Analysis, analyse, refuse_unless_tail
 from fastgan.sweep.capture import Capture, Program, callers_modes, capture_of, refuse_hooks
@@ -126,7 +127,8 @@ class _Pass:
                 raise _InDoubt
             with torch.no_grad():
                 together = program.graph(*args)[0][: self.sides[0].count]
-            program.memory["one batch"] = same_logits(together, self.alone, analysis)
+            alone = self.alone
+            program.memory["one batch"] = _on_all_ranks(lambda: same_logits(together, alone, analysis))
         return bool(program.memory["one batch"])
 
     def look(self, capture: Capture) -> Tensor:
@@ -179,7 +181,8 @@ class _Pass:
         if kind == "plain":  # autograd's own
             return made
         clock = kind.startswith("two") and not self.insist
-        return made if probe(made, program.graph, analysis, args, trained, clock=clock) else None
+        fit = _on_all_ranks(lambda: probe(made, program.graph, analysis, args, trained, clock=clock))
+        return made if fit else None
 
     def second(self, scales: Sequence[Tensor | None], weights: Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
         """Gradient per trained parameter, for the signals of the sides."""
@@ -197,6 +200,22 @@ class _Pass:
         with without_autocast():
             _, grads = plan.second(self.saved, *signals)
         return {self.arguments[i]: grad for i, grad in zip(plan.grads, grads, strict=True)}
+
+
+def _on_all_ranks(check: Callable[[], bool]) -> bool:
+    """Whether the check, of a rank's own samples and by its own clock, has passed on all ranks of the present turn.
+
+    Where it raises UnsupportedCritic on one, it does on all: they are to go the same way.
+    """
+    refusal, passed = None, False
+    try:
+        passed = check()
+    except UnsupportedCritic as error:
+        refusal = error
+    worst = current().highest(2 if refusal is not None else int(not passed))
+    if worst == 2:
+        raise refusal or UnsupportedCritic('another rank found it to be wrong for its samples; use method="autograd"')
+    return worst == 0
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 
 from fastgan.errors import FastganError
+from fastgan.kernels import matrix_root
 from fastgan.kernels.matrix_root import (
     METHODS,
     Factor,
@@ -81,6 +82,48 @@ def test_trace_of_features_on_far_apart_scales(method: Any) -> None:
     scale = np.array([1.0, 1e-9, 1e-18])
     want = (scale * scale[::-1]).sum()  # each term comes from eigenvalues below the rounding of the largest
     assert sqrtm_trace(np.diag(scale**2), np.diag(scale[::-1] ** 2), method) == pytest.approx(want, rel=1e-12)
+
+
+def test_congruence_is_the_product_over_panels_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_root, "PANEL", 16)
+    for d in (1, 16, 17, 50):
+        lower = torch.from_numpy(np.stack([np.linalg.cholesky(cov(centred(3 * d, d, seed))) for seed in (0, 1)]))
+        second = torch.from_numpy(cov(centred(3 * d, d, 2)))
+        want = (lower.mT @ second @ lower).tril()
+        made = matrix_root.congruence(lower, second).tril()
+        assert (made - want).norm() < 1e-14 * want.norm()
+
+
+def test_the_second_covariance_is_factored_only_where_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    inner = matrix_root.factor
+    monkeypatch.setattr(matrix_root, "factor", lambda s, name="": (names.append(name), inner(s, name))[1])
+    regular, singular = cov(centred(200, 32, 0)), cov(centred(20, 32, 1))
+    sqrtm_trace(regular, cov(centred(300, 32, 2)))
+    assert names == ["cov1"]
+    sqrtm_trace(regular, singular)
+    assert names == ["cov1", "cov1", "cov2"]
+    # One direction is as good as dead in the first and negative in the second: its eigenvalue is below all rounding.
+    with pytest.raises(FastganError, match=r"cov2: .*semi-definite"):
+        sqrtm_trace(np.diag([1.0] * 31 + [1e-13]), np.diag([1.0] * 31 + [0.0]) + 0.1 * corner(32))
+
+
+def corner(d: int) -> Array:
+    """The first and the last feature correlated."""
+    out = np.zeros((d, d))
+    out[-1, 0] = out[0, -1] = 1.0
+    return out
+
+
+def test_a_product_far_below_its_factors_is_not_taken_for_precise() -> None:
+    """Hardly overlapping covariances: the rounding of the product is that of the factors, not of its eigenvalues."""
+    q = rotation(48, 11)
+    first, second = np.geomspace(1, 1e-12, 48), np.geomspace(1e-12, 1, 48)
+    x, y = (q * first) @ q.T, (q * second) @ q.T
+    lower = torch.linalg.cholesky(torch.from_numpy(x))
+    norm, certain = matrix_root.by_congruence(lower, torch.from_numpy(y))
+    assert not bool(certain)
+    assert float(norm.error) > abs(float(norm.value) - np.sqrt(first * second).sum())
 
 
 def test_estimates_bound_the_error_and_auto_falls_back() -> None:

@@ -14,7 +14,8 @@ import torch.multiprocessing as mp
 from nn.compare import assert_close, error
 from torch import Tensor, distributed, nn
 
-from fastgan.nn import BatchNormAct2d, ConvTransposeBatchNormAct2d, fuse
+from fastgan.errors import FastganError
+from fastgan.nn import BatchNormAct2d, ConvTransposeBatchNormAct2d, fuse, share_statistics
 
 SPLIT = 2  # samples of the first process, of 5
 
@@ -133,3 +134,53 @@ def test_one_value_per_process_is_enough(training: bool):
     low, high = in_two_threads(half)
     assert low.max() == 0
     assert high.min() > 0.9
+
+
+class Mixed(nn.Module):
+    """Layers of PyTorch: one that fuse() joins, one that it leaves alone, one in one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.joined = nn.ConvTranspose2d(3, 4, 4, 2, 1), nn.BatchNorm2d(4)
+        self.alone, self.last = nn.BatchNorm2d(4, momentum=None), nn.BatchNorm1d(4, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.joined(self.up(x)))
+        return self.last(self.alone(y).sum((2, 3)).sin())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_plain_layers_share_their_statistics(fused: bool) -> None:
+    meeting = Meeting()
+    x = batch()[:4]
+
+    networks = [fuse(Mixed().double()) if fused else Mixed().double() for _ in range(2)]
+
+    def half(rank: int) -> list[Tensor]:
+        network = networks[rank]
+        keys = list(network.state_dict())
+        assert share_statistics(network, functools.partial(meeting.reduce, rank)) == 3
+        assert list(network.state_dict()) == keys
+        assert type(network.alone).__name__ == "BatchNorm2d"
+        outs = [network(x[2 * rank : 2 * rank + 2]) for _ in range(2)]
+        network.eval()
+        return [t.detach() for t in (*outs, network(x[2 * rank : 2 * rank + 2]), *network.buffers())]
+
+    got = in_two_threads(half)
+    network = Mixed().double()
+    expected = [network(x), network(x)]
+    network.eval()
+    expected.append(network(x))
+    assert_close([torch.cat(pair) for pair in zip(got[0][:3], got[1][:3], strict=True)], expected, 1e-12)
+    for part in got:
+        assert_close(part[3:], list(network.buffers()), 1e-12)
+
+
+def test_a_forward_of_its_own_cannot_share() -> None:
+    class Own(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    with pytest.raises(FastganError, match="1: Own has a forward of its own"):
+        share_statistics(nn.Sequential(nn.Identity(), Own(3)), lambda vector: vector)

@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from fastgan.dist import Ranks, current
 from fastgan.kernels._runtime import cache
 from fastgan.kernels._runtime.choice import first_line
 
@@ -42,7 +42,8 @@ def decide(op: str, key: str, candidates: Mapping[str, Run], device: torch.devic
     op, key: what is computed, and what it depends on: shapes, layout, type, options
     candidates: name -> a call that computes it from the same inputs into new tensors; the first one is the library's
     exact: the same in float64, which the others are compared with; without it the library's is what is right
-    Where torch.distributed is initialised, rank 0 decides for all, and every rank has to come here with the same key.
+    Where several ranks play a turn together (fastgan.dist.playing), rank 0 decides for all, and every rank has to come
+    here with the same key.
     """
     library, *ours = candidates
     ours = [name for name in ours if (op, name, device) not in _wrong]
@@ -56,23 +57,23 @@ def decide(op: str, key: str, candidates: Mapping[str, Run], device: torch.devic
     if torch.cuda.is_current_stream_capturing():
         name = cache.read("choices").get(full, library)  # nothing can be measured now: perhaps it was before
         return name if name in (library, *ours) else library
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    ranks = current()
+    if ranks.world == 1:
         name = _decide_here(op, full, candidates, library, ours, device, exact)
     else:
-        said: list[str | None] = [None, None]
-        if dist.get_rank() == 0:
+        said: list[str] = []
+        if ranks.first:
             said = [full.partition(";")[0], _decide_here(op, full, candidates, library, ours, device, exact)]
-        name = _from_rank_0(said, full.partition(";")[0], device)
+        name = _from_rank_0(ranks, said, full.partition(";")[0])
     _decided[full] = name
     return name
 
 
-def _from_rank_0(said: list[str | None], asked: str, device: torch.device) -> str:
-    dist.broadcast_object_list(said, src=0, device=device if dist.get_backend() == "nccl" else None)
-    about, name = said
-    if about != asked or name is None:
+def _from_rank_0(ranks: Ranks, said: list[str], asked: str) -> str:
+    about, name = ranks.from_first(said)
+    if about != asked:
         raise RuntimeError(f"ranks decide about different things: rank 0 about {about}, this one about {asked}")
-    return name
+    return str(name)
 
 
 def _decide_here(

@@ -1,0 +1,86 @@
+"""Two ranks train as one does on the same global batches: every preset's players, losses and penalties."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import in_ranks
+from small_presets import batch_of, smallest, step_of
+from torch import Tensor
+
+from fastgan.dist import ALONE, Ranks
+from fastgan.presets import PRESETS
+from fastgan.train import Config
+
+STEPS = 20
+# At this size r3gan-64 and r3gan-256 differ from r3gan-32 in numbers only.
+ALL = os.environ.get("FASTGAN_TESTS") == "all"
+# A penalty of a critic whose samples are coupled over all ranks, which is differentiated twice through that.
+COUPLED = "batch normalisation with penalties"
+CHOSEN = [name for name in PRESETS if ALL or name not in ("r3gan-64", "r3gan-256")]
+
+
+def configs() -> dict[str, Config]:
+    presets = {name: smallest(name, batch=4) for name in CHOSEN}
+    return presets | {COUPLED: smallest("dcgan-64", batch=4, r1=0.5, wgan_gp=1.0)}
+
+
+def train(ranks: Ranks) -> dict[str, Tensor]:
+    """Per preset: all tensors of the state after STEPS in float64, and the gradients of the first step in float32."""
+    results: dict[str, Tensor] = {}
+    for name, config in configs().items():
+        state, step = step_of(config, torch.float64, ranks=ranks)
+        numbers = iter(range(STEPS * step.batches))
+        for _ in range(STEPS):
+            step(lambda: batch_of(config, next(numbers), torch.float64, ranks))  # noqa: B023
+        ranks.check_same(state.tensors())
+        results |= {f"{name}/{f}/{k}": t.clone() for f, part in state.tensors().items() for k, t in part.items()}
+        read = step.read_statistics()
+        results |= {f"{name}/statistics/{key}": torch.tensor(float(v)).double() for key, v in read.items()}
+        results |= {f"{name}/gradients/{key}": t for key, t in first_gradients(config, ranks).items()}
+    return results
+
+
+def first_gradients(config: Config, ranks: Ranks) -> dict[str, Tensor]:
+    """What each player's update gets in the first step, in float32; the last one where it is updated several times."""
+    state, step = step_of(config, ranks=ranks)
+    found: dict[str, Tensor] = {}
+    for name, player in state.players.items():
+
+        def update(*args, name=name, player=player, apply=player.update):
+            found[name] = torch.cat([p.grad.reshape(-1).clone() for p in player.params if p.grad is not None])
+            apply(*args)
+
+        player.update = update
+    numbers = iter(range(step.batches))
+    step(lambda: batch_of(config, next(numbers), ranks=ranks))
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    two = in_ranks(2, "test_ranks_agree:train", folder, seconds=500)
+    return train(ALONE), two
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("preset", [*CHOSEN, COUPLED])
+def test_two_ranks_are_one(preset: str, results: tuple[dict[str, Tensor], list[dict[str, Tensor]]]) -> None:
+    one, (first, second) = results
+    mine = [key for key in one if key.startswith(f"{preset}/")]
+    assert len(mine) > 20
+    for key in mine:
+        assert torch.equal(first[key], second[key]), key
+        assert one[key].shape == first[key].shape
+        error = (one[key] - first[key]).double().norm() / one[key].double().norm().clamp(min=1)
+        if "/gradients/" in key:
+            error = (one[key] - first[key]).norm() / one[key].norm()
+            assert one[key].dtype == torch.float32
+            assert error < 1e-5, f"{key} differs by {error:.1e}"
+        else:
+            assert error < 1e-10, f"{key} differs by {error:.1e}"
+    assert one[f"{preset}/counters/skipped"].sum() == 0
