@@ -243,5 +243,9 @@ class Upscales(Protocol):
 class Inpaints(Protocol):
     """Fills holes: `fastgan inpaint`."""
 
+    @property
+    def box(self) -> tuple[float, float]:
+        """Shortest and longest side of a box that is drawn, as shares of the image's."""
+
     def inpaint(self, players: Mapping[str, nn.Module], images: Tensor, masks: Tensor, draw: Draw) -> Tensor:
         """Images [N, C, S, S] with what is under `masks` [N, 1, S, S] (1: unknown) filled; the rest stays as it was."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastgan.data import DataOptions
 from fastgan.evaluation import Evaluation
 from fastgan.gans import UnconditionalGAN
+from fastgan.image_presets import IMAGE_ROWS
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.optim import Averaging, Optimizer
 from fastgan.options import Config, Output
@@ -94,4 +95,4 @@ _ROWS = (
     _r3gan(256, gamma=150.0, kimg=200_000, batch=256, halflife_kimg=500),
 )
 
-PRESETS = {config.preset: config for config in _ROWS}
+PRESETS = {config.preset: config for config in (*_ROWS, *IMAGE_ROWS)}

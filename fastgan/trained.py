@@ -35,10 +35,13 @@ __all__ = [
     "draw_interpolation",
     "draw_samples",
     "export_run",
+    "load_run",
     "parse_seeds",
+    "run_folder",
     "score",
     "scores_as_json",
     "scores_as_text",
+    "writable",
 ]
 
 Say = Callable[[str], None]
@@ -76,7 +79,8 @@ def _file_name(seeds: str) -> str:
     return name if len(name) <= 60 else name[:57] + "..."
 
 
-def _run_folder(path: Path) -> Path:
+def run_folder(path: Path) -> Path:
+    """The run that a path names: itself, or the one whose checkpoint it is."""
     return path.parent.parent if (path / "state.json").exists() else path
 
 
@@ -89,8 +93,8 @@ def draw_samples(
     system = _sampler(config, "sample")
     latents, labels = picture_latents(system, numbers, device), picture_labels(config.shape, numbers, device)
     images = to_uint8(sample_images(system, players, latents, labels))
-    out = out or _run_folder(run) / f"samples-{_file_name(seeds)}.png"
-    with _writable(out):
+    out = out or run_folder(run) / f"samples-{_file_name(seeds)}.png"
+    with writable(out):
         save_png(grid(images), out)
         if singles:
             singles.mkdir(parents=True, exist_ok=True)
@@ -113,9 +117,9 @@ def draw_interpolation(
     system = _sampler(config, "interpolate")
     path = latent_path(system, picture_latents(system, numbers, device), frames)
     images = to_uint8(sample_images(system, players, path, _labels_of_path(config, numbers, frames, device)))
-    out = out or _run_folder(run) / f"interpolation-{_file_name(seeds)}.webp"
+    out = out or run_folder(run) / f"interpolation-{_file_name(seeds)}.webp"
     strip = out.with_suffix(".png")
-    with _writable(out):
+    with writable(out):
         save_animation(images, out, fps=fps)
         save_png(grid(images, columns=frames), strip)
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
@@ -139,14 +143,14 @@ def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) 
     config, players, _ = load_run(run, weights == "average", "cpu", say)
     s: Any = config.system  # options of the one kind of system that can be exported
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
-    out = out or _run_folder(run) / "export"
-    with _writable(out / "config.json"):
+    out = out or run_folder(run) / "export"
+    with writable(out / "config.json"):
         export(generator, lambda latents: sample_images(s, players, latents), out, onnx=onnx, say=say)
     say(f"use it: fastgan.Generator.from_pretrained({str(out)!r}).sample(range(16))")
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
     """One clear line where `path` cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ BELOW: dict[str, set[str]] = {
         "run",
         "train",
     },
+    "transformed": {"config", "contract", "data", "gans", "models", "pictures", "run", "trained"},
     "allocator": set(),
     "cli": {
         "allocator",
@@ -39,6 +40,7 @@ BELOW: dict[str, set[str]] = {
         "presets",
         "train",
         "trained",
+        "transformed",
         "trial",
         "ticker",
         "terminal",
@@ -46,7 +48,8 @@ BELOW: dict[str, set[str]] = {
         "__init__",
     },
     "config": {"options", "presets", "schedule"},
-    "presets": {"data", "evaluation", "gans", "models", "optim", "options", "schedule"},
+    "image_presets": {"data", "evaluation", "gans", "models", "optim", "options", "schedule"},
+    "presets": {"data", "evaluation", "gans", "image_presets", "models", "optim", "options", "schedule"},
     "options": {"contract", "data", "evaluation", "optim", "schedule", "step"},
     "trial": {
         "baseline",

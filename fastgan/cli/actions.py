@@ -8,7 +8,19 @@ from dataclasses import fields, replace
 from rich.table import Table
 
 from fastgan import __version__
-from fastgan.cli.commands import Bench, Command, Doctor, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.commands import (
+    Bench,
+    Command,
+    Doctor,
+    Eval,
+    Export,
+    Inpaint,
+    Interpolate,
+    Sample,
+    Train,
+    Translate,
+    Upscale,
+)
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
 from fastgan.errors import FastganError
@@ -23,6 +35,12 @@ def run(command: Command) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Translate():
+            return run_translate(command)
+        case Upscale():
+            return run_upscale(command)
+        case Inpaint():
+            return run_inpaint(command)
         case Export():
             return run_export(command)
         case Eval():
@@ -87,6 +105,30 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, say)
+    return 0
+
+
+def run_translate(command: Translate) -> int:
+    from fastgan.transformed import translate_pictures
+
+    c = command
+    translate_pictures(c.run, c.images, c.out, c.back, c.derive, c.weights, c.device, say)
+    return 0
+
+
+def run_upscale(command: Upscale) -> int:
+    from fastgan.transformed import upscale_pictures
+
+    c = command
+    upscale_pictures(c.run, c.images, c.out, c.tile, c.weights, c.device, say)
+    return 0
+
+
+def run_inpaint(command: Inpaint) -> int:
+    from fastgan.transformed import inpaint_pictures
+
+    c = command
+    inpaint_pictures(c.run, c.images, c.mask, c.out, c.seed, c.weights, c.device, say)
     return 0
 
 

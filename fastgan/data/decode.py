@@ -87,6 +87,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
+def decode_whole(stream: BinaryIO, options: DataOptions) -> Pixels:
+    """The image as large as it is, [H, W, channels] uint8, upright. Raises BadImage."""
+    image = open_image(stream, options)
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        raise _damaged(error) from error
+    pixels = np.asarray(flatten(image, options.channels))
+    return pixels.reshape(*pixels.shape[:2], options.channels)
+
+
 def half_of(image: Image.Image, half: str) -> Image.Image:
     """The "left" or "right" half. Raises BadImage for an odd width."""
     if image.width % 2:

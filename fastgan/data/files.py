@@ -82,6 +82,18 @@ def list_folder(path: Path) -> Files:
     return Files(printable(str(path)), tuple(names), open_file, ignored)
 
 
+def one_file(path: Path) -> Files:
+    """The image file `path` alone."""
+
+    def open_file(index: int) -> BinaryIO:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise BadImage(f"cannot be opened ({error.strerror})") from error
+
+    return Files(printable(str(path.parent)), (path.name,), open_file, 0)
+
+
 def list_zip(path: Path, *, max_bytes: float) -> Files:
     """Images in the archive `path`, which is read in place. No member may take more than `max_bytes`.
 

@@ -36,8 +36,8 @@ class DataOptions:
     """"center": the largest centred square, resized. "none": all of the image, squeezed into a square."""
 
     pairs: str = ""
-    """Images to translate from: "" (none), "side_by_side" (each file holds a pair, A left and B right), "folders" (A/ and
-    B/, partners by name) or "unpaired" (A/ and B/, independent); the folders may also be called trainA/ and trainB/."""
+    """Images to translate from: "" (none), "side_by_side" (each file holds a pair, A left and B right), "folders"
+    (A/ and B/, partners by name) or "unpaired" (A/ and B/, independent); the folders may be trainA/ and trainB/, too."""
 
     direction: str = "AtoB"
     """Of pairs: "AtoB" translates A into B, "BtoA" the other way."""

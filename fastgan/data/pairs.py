@@ -1,4 +1,4 @@
-"""Images to translate, with images to translate from: side by side in one file, or in two folders, as data sets have it.
+"""Images to translate, with images to translate from: side by side in one file, or in two folders.
 
     side_by_side   anywhere/*.jpg                each file is A (left half) and B (right half): pix2pix data sets
     folders        A/*.jpg and B/*.jpg           partners have the same name, whatever its ending
@@ -81,8 +81,8 @@ def _domains(files: Files) -> tuple[Files, Files]:
                 if len(members) < MIN_IMAGES:
                     few = "only one image" if members else "no PNG, JPEG or WebP images"
                     raise FastganError(
-                        f"{files.name}: {few} in {name}/; translation needs at least {MIN_IMAGES} images in {names[0]}/ "
-                        f"and in {names[1]}/"
+                        f"{files.name}: {few} in {name}/; translation needs at least {MIN_IMAGES} images in "
+                        f"{names[0]}/ and in {names[1]}/"
                     )
             first, second = (
                 replace(
@@ -94,8 +94,8 @@ def _domains(files: Files) -> tuple[Files, Files]:
             )
             return first, second
     raise FastganError(
-        f"{files.name}: there are no folders A/ and B/ (or trainA/ and trainB/) with images in it; for pairs in one file "
-        "each, use data.pairs=side_by_side"
+        f"{files.name}: there are no folders A/ and B/ (or trainA/ and trainB/) with images in it; for pairs in one "
+        "file each, use data.pairs=side_by_side"
     )
 
 
@@ -127,8 +127,8 @@ def _by_stem(files: Files) -> dict[str, int]:
         stem = name.rpartition(".")[0]
         if stem in found:
             raise FastganError(
-                f"{files.name}: {printable(files.names[found[stem]])} and {printable(name)} would have the same partner; "
-                "remove one"
+                f"{files.name}: {printable(files.names[found[stem]])} and {printable(name)} have the same "
+                "partner; remove one"
             )
         found[stem] = number
     return found
@@ -137,7 +137,7 @@ def _by_stem(files: Files) -> dict[str, int]:
 def _without_bad(
     a: Files, b: Files, options: DataOptions, check: Callable[[Files, Files, int, DataOptions], None]
 ) -> tuple[Files, Files]:
-    """Without the pairs whose headers cannot be read, as many as `options.max_bad` allows; `load` says so for others."""
+    """Without the pairs whose headers cannot be read, as many as `options.max_bad` allows; `load` reports others."""
     bad = []
     for number in range(len(a.names)):
         try:
@@ -154,8 +154,8 @@ def _check_width(a: Files, b: Files, number: int, options: DataOptions) -> None:
     width, height = _size(a, number, options)
     if width % 2:
         raise FastganError(
-            f"{a.name}: {printable(a.names[number])} is {width}x{height}; with data.pairs=side_by_side a file holds two "
-            "images of the same size side by side, so that its width is even: replace or remove it"
+            f"{a.name}: {printable(a.names[number])} is {width}x{height}; with data.pairs=side_by_side a file holds "
+            "two images of the same size side by side, so that its width is even: replace or remove it"
         )
 
 

@@ -62,7 +62,7 @@ def load_vgg16(state: Mapping[str, Tensor], source: str) -> VGG16:
 class VGG16Maps(nn.Module):
     """x: [N, 1 or 3, H, W] in [-1, 1], at least 16 pixels -> the last convolution's values, over 12.75, [N, 512, h, w].
 
-    What the "VGG loss" of super-resolution compares (Ledig et al. 2017, arXiv:1609.04802, section 2.2.1), there of VGG19.
+    What the "VGG loss" of super-resolution compares (Ledig et al. 2017, arXiv:1609.04802, 2.2.1), there of VGG19.
     """
 
     mean: Tensor

@@ -93,7 +93,7 @@ class CycleGAN:
             Turn("generators", ("generator", "back"), play.generators_turn, fresh=False),
         )
 
-    def sources(self, batch: Batch) -> Tensor:
+    def sources(self, batch: Batch, draw: Draw) -> Tensor:
         """Images of domain X, [N, C', S, S]."""
         if self.source == "inverted":  # nothing below compares an image with its own negative
             return -batch.images
@@ -106,10 +106,10 @@ class CycleGAN:
         return translated
 
     def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
-        return self.translate(players, self.sources(batch))
+        return self.translate(players, self.sources(batch, draw))
 
     def pictures(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> tuple[Tensor, ...]:
-        x, y = self.sources(batch), batch.images
+        x, y = self.sources(batch, draw), batch.images
         there, here = self.translate(players, x), self.translate(players, y, back=True)
         return x, there, self.translate(players, there, back=True), y, here, self.translate(players, here)
 
@@ -147,7 +147,7 @@ class _Play:
         self.fakes: _Fakes | None = None
 
     def critics_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        x, y = self.options.sources(batch), batch.images
+        x, y = self.options.sources(batch, draw), batch.images
         fakes = _Fakes(x, y, self.generator(x).to(y.dtype), self.back(y).to(x.dtype))
         self.fakes = fakes
         statistics = {}

@@ -1,9 +1,9 @@
 """Images to translate from: those of the data, or made on the device from the images that are to come out.
 
-    data    Batch.source: pairs, or a second domain
-    edges   strength of the edges (Sobel 1968), white on black, [N, 1, S, S]
-    noise   the image with Gaussian noise, [N, C, S, S]
-    gray    the brightness of a colour image (ITU-R BT.601), [N, 1, S, S]
+data    Batch.source: pairs, or a second domain
+edges   strength of the edges (Sobel 1968), white on black, [N, 1, S, S]
+noise   the image with Gaussian noise, [N, C, S, S]
+gray    the brightness of a colour image (ITU-R BT.601), [N, 1, S, S]
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastgan.errors import FastganError, suggest
 SOURCES = ("data", "edges", "noise", "gray")
 LUMA = (0.299, 0.587, 0.114)
 NO_SOURCE = (
-    "translation needs images to translate from: set data.pairs to side_by_side, folders or unpaired, or let them be made "
-    "of the images themselves with system.source=edges, noise or gray"
+    "translation needs images to translate from: set data.pairs to side_by_side, folders or unpaired, or let them be "
+    "made of the images themselves with system.source=edges, noise or gray"
 )
 
 

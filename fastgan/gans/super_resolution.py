@@ -3,7 +3,7 @@
 Players: a generator G(x) and a critic D(y). The small images are made of the real ones on the device. A step is
 
     critic     adds the gradient of  loss.critic(D(y), D(G(x)))  to the critic; left out with adversarial = 0
-    generator  adds the gradient of  pixel * |y - G(x)|^p + features * F(y, G(x)) + adversarial * loss.generator(D(G(x)))
+    generator  adds that of  pixel * |y - G(x)|^p + features * F(y, G(x)) + adversarial * loss.generator(D(G(x)))
 
 F is the distance of the critic's own activations (feature="critic"), or the mean squared one of VGG16's last
 convolution (feature="vgg16"; the paper has VGG19's, scaled by 1/12.75 as here, with weight 1 and no pixel loss): its

@@ -1,4 +1,4 @@
-"""Paired translation, pix2pix (Isola et al. 2017, arXiv:1611.07004): an image y for each source x, close to its partner.
+"""Paired translation, pix2pix (Isola et al. 2017, arXiv:1611.07004): an image y for each source x, near its partner.
 
 Players: a generator G(x, noise) and a critic D(y, x) that sees source and image together and scores patches. A step is
 
@@ -6,8 +6,8 @@ Players: a generator G(x, noise) and a critic D(y, x) that sees source and image
     generator  adds the gradient of  adversarial * loss.generator(D(G(x), x)) + l1 * |y - G(x)| + features * matching
                to the generator, with G(x) and its graph from the critic's turn (eq. 4)
 
-The paper halves the critic's loss, which changes nothing with Adam. Its noise is dropout, on in training; here it is off
-in use, so that a picture is always translated alike. The sources are the data's, or made from the images themselves
+The paper halves the critic's loss, which changes nothing with Adam. Its noise is dropout, on in training; here off in
+use, so that a picture is always translated alike. The sources are the data's, or made from the images themselves
 (fastgan.gans.sources). `features` weighs the distance of the critic's own activations ("feature matching", Wang et al.
 2018, arXiv:1711.11585).
 """

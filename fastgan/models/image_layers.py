@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import group_norm
 
 from fastgan.errors import FastganError, suggest
 
@@ -22,7 +23,21 @@ def norm_layer(norm: str, channels: int) -> nn.Module | None:
     """The normalisation called `norm`: with learned scale and shift ("batch"), or without ("instance"); else None."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.InstanceNorm2d(channels) if norm == "instance" else None
+    return InstanceNorm() if norm == "instance" else None
+
+
+class InstanceNorm(nn.Module):
+    """x [N, C, H, W] less its mean, over its deviation, both of each map (Ulyanov et al. 2016, arXiv:1607.08022).
+
+    As nn.InstanceNorm2d without parameters, which copies channels-last maps into another order and back.
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_norm(x, x.shape[1], eps=self.eps)
 
 
 def block(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str, act: nn.Module | None) -> nn.Sequential:

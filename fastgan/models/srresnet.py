@@ -1,6 +1,7 @@
 """Networks of super-resolution: SRResNet and its critic (Ledig et al. 2017, arXiv:1609.04802, figure 4).
 
-    9x9 conv -> PReLU -> blocks -> 3x3 conv + norm -> + first maps -> (3x3 conv -> pixel shuffle x2 -> PReLU)... -> 9x9 conv
+    9x9 conv -> PReLU -> blocks -> 3x3 conv + norm -> + first maps
+      -> (3x3 conv -> pixel shuffle x2 -> PReLU) once per doubling -> 9x9 conv
 
 A block is conv3x3+norm+PReLU+conv3x3+norm, added to its input. `residual` adds the bicubic enlargement of the input to
 the output, so that the network learns what that lacks (Kim et al. 2016, arXiv:1511.04587); it is on by default and off

@@ -1,7 +1,7 @@
 """U-Net from images to images (Ronneberger et al. 2015, arXiv:1505.04597) as in pix2pix (Isola et al. 2017, 6.1.1).
 
 With width w: strided convolutions to half the size each, w, 2w, 4w, 8w, 8w, ... channels, as many as `depth` says or
-down to one pixel; then transposed convolutions back up, each of which gets the encoder's map of its size beside its own:
+down to one pixel; then transposed convolutions back up, each of which gets the encoder's map of its size, too:
 
     x -> conv -> conv+norm -> ... -> conv (no norm)                 leaky ReLU of slope 0.2
     ... -> [convT+norm+ReLU, skip] -> ... -> convT -> tanh
@@ -94,8 +94,8 @@ class Network(nn.Module):
         up: list[nn.Module] = []
         inner = widths[-1]
         for width in widths[-2::-1]:
-            conv = nn.ConvTranspose2d(inner, width, 4, stride=2, padding=1, bias=bias)
-            up.append(block(conv, options.norm, nn.ReLU()))
+            doubling = nn.ConvTranspose2d(inner, width, 4, stride=2, padding=1, bias=bias)
+            up.append(block(doubling, options.norm, nn.ReLU()))
             inner = 2 * width
         self.up = nn.ModuleList(up)
         self.to_image = block(nn.ConvTranspose2d(inner, out, 4, stride=2, padding=1), "none", nn.Tanh())
