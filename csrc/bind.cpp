@@ -12,6 +12,7 @@
 #include "counter_noise.h"
 #include "device.h"
 #include "fold.h"
+#include "ingest.h"
 #include "masked_act.h"
 #include "norm_act.h"
 #include "symmetric_product.h"
@@ -24,7 +25,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 4;
+constexpr int kAbi = 5;
 
 template <typename T>
 T* at(Address address) {
@@ -80,6 +81,13 @@ Fold fold(int64_t samples, int64_t channels, const std::array<std::array<int64_t
   int64_t* fields[6] = {fold.small, fold.large, fold.kernel, fold.stride, fold.padding, fold.dilation};
   for (int i = 0; i < 6; ++i) std::copy(sizes[i].begin(), sizes[i].end(), fields[i]);
   return fold;
+}
+
+// ---- ingest
+
+// Sizes: samples, height, width, channels.
+Ingest ingest(Address pixels, Address flip, const std::array<int64_t, 4>& sizes, Address out) {
+  return {at<const uint8_t>(pixels), at<const uint8_t>(flip), sizes[0], sizes[1], sizes[2], sizes[3], at<void>(out)};
 }
 
 // ---- masked_act
@@ -260,6 +268,13 @@ PYBIND11_MODULE(_C, m) {
       py::call_guard<py::gil_scoped_release>(), py::arg("fold"), py::arg("type"), py::arg("grad"), py::arg("a"),
       py::arg("act"), py::arg("slope"), py::arg("columns"), py::arg("threads"));
 
+  py::class_<Ingest>(m, "Ingest")
+      .def(py::init(&ingest), py::arg("pixels"), py::arg("flip"), py::arg("sizes"), py::arg("out"));
+  m.def(
+      "ingest_cpu",
+      [](const Ingest& ingest, int type, int threads) { fastgan_ingest_cpu(&ingest, IngestType(type), threads); },
+      py::call_guard<py::gil_scoped_release>(), py::arg("ingest"), py::arg("type"), py::arg("threads"));
+
   py::class_<MaskedAct>(m, "MaskedAct")
       .def(py::init(&masked_act), py::arg("addresses"), py::arg("sizes"), py::arg("slope"));
   m.attr("SIMD_LEVEL") = int(fastgan_simd_level());
@@ -295,6 +310,12 @@ PYBIND11_MODULE(_C, m) {
         return fastgan_counter_noise_cuda(&noise, CounterNoiseKind(kind), device, at<void>(stream));
       },
       py::arg("noise"), py::arg("kind"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "ingest_cuda",
+      [](const Ingest& ingest, int type, int device, Address stream) {
+        return fastgan_ingest_cuda(&ingest, IngestType(type), device, at<void>(stream));
+      },
+      py::arg("ingest"), py::arg("type"), py::arg("device"), py::arg("stream"));
   m.def(
       "symmetric_product_cuda",
       [](Address a, Address b, Address out, std::array<int64_t, 3> sizes, std::array<double, 3> factors, int device,

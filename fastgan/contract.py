@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from fastgan.kernels import counter_noise
@@ -175,7 +176,10 @@ class System(Protocol):
         """
 
     def turns(self, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> tuple[Turn, ...]:
-        """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule."""
+        """The turns of a step, in order; `scalars` has a 0-dim float64 device tensor per schedule.
+
+        Of a system that is `Remembers`, `scalars` has the tensors of its memory too.
+        """
 
     def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
         """What the system makes of a batch, [N, C, S, S] in [-1, 1], one per image: what metrics score."""
@@ -185,6 +189,14 @@ class System(Protocol):
 
         Each [N, 1 or 3, H, W] in [-1, 1], of one height. The players are in evaluation mode.
         """
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A system whose turns change more than their players."""
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        """Fresh tensors on `device`, by name, that the turns change in place: saved and restored with the players."""
 
 
 # What some systems can do besides, each for a command of its own. All run with players in evaluation mode.

@@ -14,7 +14,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,19 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, RankFailed, RankLost, StoppedElsewhere
 
 TIMEOUT_SECONDS = 1800.0
 """How long a rank waits for the others before it gives them up; FASTGAN_RANK_TIMEOUT in the environment comes first."""
-ALIGNMENT = 64  # numbers; each gradient in a flat buffer starts at a multiple of it, for vector instructions
-
-
-class RankLost(Exception):
-    """Another rank is gone, or did not come in time: this one cannot go on."""
-
-
-class StoppedElsewhere(Exception):
-    """Another rank has failed and says why; this one stops with it and has nothing to add. Str: what rank 0 prints."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +50,8 @@ class Ranks:
 
     def device_name(self, name: str) -> str:
         """The device of this rank for a `device` of "auto" or "cuda": the GPU with its number; else as it is."""
+        if self.world > 1 and name.startswith("cuda:"):
+            raise FastganError(f"device {name!r} is one GPU, and there are {self.world} ranks; use --device cuda")
         if self.world == 1 or name not in ("auto", "cuda") or not torch.cuda.is_available():
             return name
         if self.local_world > torch.cuda.device_count():
@@ -159,7 +152,7 @@ class Ranks:
         raise StoppedElsewhere(f"rank {rank}: {line}" if self.first else "") from error
 
     def check_same(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Raise FastganError on all ranks unless `tensors`, by file and name, are the same bits on all of them."""
+        """Raise, as `together`, unless `tensors`, by file and name, are the same bits on all ranks."""
         if self.world == 1:
             return
         names = [f"{file}: {name}" for file, group in tensors.items() for name in group]
@@ -169,12 +162,14 @@ class Ranks:
             distributed.all_reduce(high, distributed.ReduceOp.MAX, group=self.host)
             distributed.all_reduce(low, distributed.ReduceOp.MIN, group=self.host)
         differing = (high != low).nonzero().flatten().tolist()
+        error = None
         if differing:
-            raise FastganError(
+            error = FastganError(
                 f"the ranks do not have the same weights ({names[differing[0]]} and {len(differing) - 1} others of "
                 f"{len(names)} differ); start all ranks with the same options, files and versions, and go on from the "
                 "last checkpoint"
             )
+        self.meet(error)
 
     def _group(self, tensor: Tensor) -> Any:
         return self.host if tensor.device.type == "cpu" else distributed.group.WORLD
@@ -231,6 +226,10 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
     return ranks
 
 
+def gpus_here() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def timeout_seconds(environment: Mapping[str, str] = os.environ) -> float:
     text = environment.get("FASTGAN_RANK_TIMEOUT", str(TIMEOUT_SECONDS))
     with contextlib.suppress(ValueError):
@@ -244,6 +243,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     """The ranks of this process, connected as long as this lasts; a group that is there already is used and left.
 
     device: as in the config; decides whether tensors travel by NCCL
+    A FastganError of a rank that is not the first, of which the others do not know, leaves it as RankFailed.
     """
     ranks = from_environment()
     if distributed.is_available() and distributed.is_initialized():
@@ -268,9 +268,11 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         ) from None
     try:
         yield _with_host_group(ranks)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(Exception):  # no goodbye: others may be stuck, and NCCL would wait for them
             (distributed.distributed_c10d._abort_process_group if on_gpu else distributed.destroy_process_group)()
+        if isinstance(error, FastganError) and not ranks.first:
+            raise RankFailed(f"rank {ranks.rank}: {error}") from error
         raise
     distributed.destroy_process_group()
 
@@ -337,50 +339,3 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _Sum.apply(grad)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class GradientMean:
-    """Means over all ranks of the gradients of a turn, in one flat buffer per type, with one all-reduce each."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._buffers: dict[tuple[Any, ...], tuple[Tensor, list[Tensor]]] = {}
-
-    @torch.no_grad()
-    def __call__(self, parameters: Sequence[Tensor], numbers: Tensor) -> Tensor:
-        """Replace each `.grad` by its mean over the ranks; return that of `numbers` [K], which travels along.
-
-        Which parameters have a gradient must be the same on all ranks. The sum is divided, so that the result is the
-        gradient of the mean loss over the batches of all ranks, of equal size. What is not finite on one rank is not
-        finite on any.
-        """
-        with_gradient = [p for p in parameters if p.grad is not None]
-        kinds = list(dict.fromkeys([p.dtype for p in with_gradient if p.dtype in (torch.float32, torch.float64)]))
-        wide = kinds[0] if kinds else torch.float64
-        result = numbers
-        for dtype in dict.fromkeys([wide, *(p.dtype for p in with_gradient)]):
-            members = [p for p in with_gradient if p.dtype == dtype]
-            given = [p.grad for p in members] + ([numbers.to(wide)] if dtype == wide else [])
-            flat, views = self._buffer(dtype, [*members, *given[len(members) :]])  # type: ignore[list-item]
-            torch._foreach_copy_(views, given)  # type: ignore[arg-type]
-            self._ranks.sum_(flat)
-            flat.div_(self._ranks.world)
-            for p, view in zip(members, views, strict=False):
-                p.grad = view
-            if dtype == wide:
-                result = views[-1].to(numbers.dtype)
-        return result
-
-    def _buffer(self, dtype: torch.dtype, like: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """A flat tensor and its parts, each laid out as one of `like`; the same ones for the same layouts."""
-        key = (dtype, *((tuple(t.shape), t.stride()) for t in like))
-        if key not in self._buffers:
-            places, end = [], 0
-            for t in like:
-                places.append(end)
-                end += -(-t.numel() // ALIGNMENT) * ALIGNMENT
-            flat = torch.zeros(end, dtype=dtype, device=like[0].device)
-            strides = [torch.empty_like(t, device="meta").stride() for t in like]
-            views = [flat.as_strided(t.shape, s, at) for t, s, at in zip(like, strides, places, strict=True)]
-            self._buffers[key] = flat, views
-        return self._buffers[key]

@@ -17,6 +17,18 @@ class UnsupportedCritic(FastganError):
     """A critic cannot be differentiated in the way that was asked for; the message says why, and where in it."""
 
 
+class RankLost(Exception):
+    """Another rank is gone, or did not come in time: this one cannot go on."""
+
+
+class StoppedElsewhere(Exception):
+    """Another rank has failed and says why; this one stops with it and has nothing to add. Str: what rank 0 prints."""
+
+
+class RankFailed(Exception):
+    """This rank, which is not the first, has failed with what a user can mend, and the others do not know it."""
+
+
 def suggest(name: str, options: Iterable[str]) -> str:
     """End of an error line for an unknown `name`: the nearest of `options`, or all of them."""
     options = sorted(options)

@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ from fastgan.pictures import (
 # (which side: "real" or "generated", images done, of how many; 0 where that is not known)
 Progress = Callable[[str, int, int], None]
 BATCH = 64
+COMPARED = 1000  # images of each side that go through a network in bf16 and through the same in fp32
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,16 @@ METRICS = {
 }
 
 
-def parse_metrics(text: str) -> tuple[str, ...]:
-    """`fid,prdc` as the names of METRICS. FastganError for an unknown one."""
+def parse_metrics(text: str, known: Collection[str] = METRICS) -> tuple[str, ...]:
+    """`fid,prdc` as names, each of `known`. FastganError for an unknown one."""
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
-        if name not in METRICS:
-            raise FastganError(f"metric {name!r} is unknown{suggest(name, METRICS)}")
+        if name not in known:
+            raise FastganError(f"metric {name!r} is unknown{suggest(name, known)}")
         if name not in names:
             names.append(name)
     if not names:
-        raise FastganError(f"no metric was named; expected some of {', '.join(METRICS)}")
+        raise FastganError(f"no metric was named; expected some of {', '.join(known)}")
     return tuple(names)
 
 
@@ -153,7 +155,7 @@ def evaluate(
         if "samples" in needs:
             wants = ", ".join(name for name in names if METRICS[name].needs == "samples")
             raise FastganError(
-                f"{wants}: need the real images, not their statistics alone; give --data a folder or zip"
+                f"{wants}: need the real images, not their statistics alone; give --data a folder, zip or pack"
             )
         known = real
     elif needs & {"samples", "statistics"}:
@@ -163,7 +165,44 @@ def evaluate(
     sides = Sides(known, generated, logits, extract)
     with ranks.together():
         results = [result for name in names for result in METRICS[name].run(sides)]
+        if extract.exact is not None:
+            said = _effect_of_bf16(real, fake, sides, names, batch_size)
+            results = [replace(r, warnings=(*r.warnings, words)) for r, words in zip(results, said, strict=True)]
     return _as_first(results, ranks)
+
+
+def _effect_of_bf16(
+    real: Images | FeatureStatistics, fake: Images, sides: Sides, names: Sequence[str], batch_size: int
+) -> list[str]:
+    """For each result in words: its numbers over the first images of both sides, in bf16 and in fp32."""
+    extract, exact = sides.features, sides.features.exact
+    assert exact is not None
+    if fake.every is None or (isinstance(real, Images) and real.every is None):
+        raise FastganError(
+            "bf16: its effect is measured on some images once more, which these cannot give; leave it out"
+        )
+    numbers: list[list[dict[str, float]]] = []
+    count = 0
+    for network in (extract, exact):
+        of_fake, count = _first(fake, network, batch_size)
+        of_real: Tensor | FeatureStatistics = real if isinstance(real, FeatureStatistics) else sides.real
+        if isinstance(real, Images) and any(METRICS[name].needs != "logits" for name in names):
+            of_real, _ = _first(real, network, batch_size)
+        logits = network.logits(of_fake) if network.logits is not None else of_fake
+        some = Sides(of_real, of_fake, logits, network)
+        numbers.append([numbers_of([result]) for name in names for result in METRICS[name].run(some)])
+    return [
+        f"features in bf16: over the first {count:,} images "
+        + ", ".join(f"{key} is {half[key]:.5g}, in fp32 {full[key]:.5g}" for key in half)
+        for half, full in zip(*numbers, strict=True)
+    ]
+
+
+def _first(images: Images, network: Extractor, batch_size: int) -> tuple[Tensor, int]:
+    """Features of the first COMPARED images, and how many these are."""
+    batches = islice(images.batches(batch_size), -(-COMPARED // batch_size))
+    found = torch.cat(list(features_of(batches, network, batch_size=batch_size)))[:COMPARED]
+    return found, len(found)
 
 
 def numbers_of(results: Sequence[Result]) -> dict[str, float]:
@@ -286,7 +325,7 @@ def generated_images(
     """Pictures number 0 to count - 1 in 8 bits: those of seeds, as `fastgan sample` draws them, each class in turn; or,
     of a system that starts from images, what it makes of `reals`, each in turn."""
     if not isinstance(system, Samples) and reals is None:
-        raise FastganError(f"{name} makes images from images: give --data a folder or zip, not statistics")
+        raise FastganError(f"{name} makes images from images: give --data a folder, zip or pack, not statistics")
 
     def batches(size: int, first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * size, count, step * size):

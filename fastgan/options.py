@@ -25,6 +25,7 @@ class Output:
     checkpoint_kimg:  a checkpoint every so many thousand images (0: at the end only)
     keep:             checkpoints that stay on the disk
     grid_images:      pictures in a grid
+    copy_to:          a second place for checkpoints, such as s3://bucket/run: anything that fsspec knows
     """
 
     tick_seconds: float = 10.0
@@ -32,6 +33,7 @@ class Output:
     checkpoint_kimg: float = 50.0
     keep: int = 3
     grid_images: int = 64
+    copy_to: str = ""
 
     def __post_init__(self) -> None:
         for name in ("tick_seconds", "grid_kimg", "checkpoint_kimg"):
@@ -132,6 +134,23 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
     mapping: dict[str, Any] = plain(config)
     return mapping
+
+
+def defaults(config: Any, where: str = "") -> dict[str, Any]:
+    """{"a.b": plain value} of every option that has a default, at the default of its class."""
+    found: dict[str, Any] = {}
+    if isinstance(config, dict):
+        return {k: v for key, value in config.items() for k, v in defaults(value, f"{where}{key}.").items()}
+    if not dataclasses.is_dataclass(config) or isinstance(config, Schedule):
+        return found
+    for f in dataclasses.fields(config):
+        name, made = f"{where}{f.name}", f.default
+        if f.default_factory is not dataclasses.MISSING:
+            made = f.default_factory()
+        if made is not dataclasses.MISSING and not dataclasses.is_dataclass(made):
+            found[name] = to_mapping(made)
+        found |= defaults(getattr(config, f.name), f"{name}.")
+    return found
 
 
 def to_toml(config: Config) -> str:

@@ -13,21 +13,20 @@ differentiates twice by autograd: any critic, and the reference for the sweep.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fastgan import sweep
+from fastgan.critic_inputs import Samples, check_per_sample, check_samples, described, is_asked, parts_of
 from fastgan.errors import FastganError, UnsupportedCritic, suggest
 
 METHODS = ("auto", "sweep", "autograd")
 
-Samples: TypeAlias = Tensor | tuple[Tensor, ...]
 Critic: TypeAlias = Callable[..., Tensor]
 
 
@@ -43,6 +42,8 @@ class CriticResult:
     fake_logits: what the critic returned for fake
     finite:      0-dim bool: logits, loss and weighted penalties are all finite (gradients are not looked at)
     method:      how it was computed: "sweep" or "autograd"
+    generator_loss: 0-dim, the generator's loss against the same logits; None where it was not asked for
+    fake_gradient:  its gradient by fake, in the form of fake, None for tensors that are not floating point; or None
     """
 
     loss: Tensor
@@ -53,6 +54,8 @@ class CriticResult:
     fake_logits: Tensor
     finite: Tensor
     method: str
+    generator_loss: Tensor | None = None
+    fake_gradient: Tensor | tuple[Tensor | None, ...] | None = None
 
 
 def critic_backward(
@@ -68,6 +71,7 @@ def critic_backward(
     fake_labels: Tensor | None = None,
     epsilon: Tensor | None = None,
     method: str = "auto",
+    generator_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> CriticResult:
     """Add the gradient of loss + gradient penalties into the `.grad` of the critic's parameters.
 
@@ -75,9 +79,9 @@ def critic_backward(
     left alone, unused ones keep None, hooks run. Nothing else gets a gradient: real and fake are detached, so
     that a generator upstream of `fake` is never reached. The critic sees real, then fake, then the
     interpolates, each once and each as a batch of its own (which counts for BatchNorm, spectral norm and
-    dropout); the sweep joins real and fake where nothing tells the difference. Nothing is read on the host, save
-    at the first call for a critic and a shape, so that later ones can be captured in a CUDA graph. Only penalties
-    that are asked for cost anything.
+    dropout); with any method but "autograd" real and fake are joined where nothing tells the difference. Nothing is
+    read on the host, save at the first call for a critic and a shape, so that later ones can be captured in a CUDA
+    graph. Only penalties that are asked for cost anything.
 
     critic:      x -> logits [N], [N, 1] or maps [N, ...]. Called as critic(x), or critic(*x) for a tuple,
                  with the labels behind where there are any. An nn.Module (gradients go to its trainable
@@ -94,6 +98,10 @@ def critic_backward(
     epsilon:     [N] in [0, 1], WGAN-GP's weight of the real sample in each interpolate; drawn when None
     method:      "sweep": one shared sweep of loss and penalties, or UnsupportedCritic; "autograd": double backward;
                  "auto": the sweep for penalties of critics that allow it, else autograd, which a warning says once
+    generator_loss: (real_logits, fake_logits) -> scalar, such as losses.RELATIVISTIC.generator. The result then has
+                 its value and its gradient by fake, at the critic as it is now (simultaneous updates; the logits of
+                 reals count as constants). The sweep has that gradient at hand: with R2 it costs nothing, else as much
+                 as one more pass over the fakes. Autograd differentiates once more.
 
     Half-precision gradients are squared and summed in fp32. For mixed precision call it within
     `torch.autocast` in bf16 (in fp16, gradients of gradients overflow without a loss scale, and there is none
@@ -105,15 +113,28 @@ def critic_backward(
     if method not in METHODS:
         raise FastganError(f"method {method!r} is unknown{suggest(method, METHODS)}")
     coefficients = {"r1": r1, "r2": r2, "wgan_gp": wgan_gp}
-    asked = {name for name, coefficient in coefficients.items() if _is_asked(name, coefficient)}
-    reals, fakes = _parts("real", real), _parts("fake", fake)
-    _check_samples(reals, fakes, paired="wgan_gp" in asked)
-    _check_per_sample(len(reals[0]), len(fakes[0]), real_labels, fake_labels, epsilon)
+    asked = {name for name, coefficient in coefficients.items() if is_asked(name, coefficient)}
+    reals, fakes = parts_of("real", real), parts_of("fake", fake)
+    check_samples(reals, fakes, paired="wgan_gp" in asked)
+    check_per_sample(len(reals[0]), len(fakes[0]), real_labels, fake_labels, epsilon)
     trained = _trained_parameters(critic, reals[0].device)
     game = _Game(critic, reals, fakes, loss, {n: coefficients[n] for n in coefficients if n in asked}, real_labels,
-                 fake_labels, epsilon, trained)  # fmt: skip
-    if method == "autograd" or (method == "auto" and not asked):
-        return _by_autograd(game)
+                 fake_labels, epsilon, trained, generator_loss)  # fmt: skip
+    result = _by_autograd(game) if method == "autograd" or _leaves_to_autograd(game, method) else _by_any(game, method)
+    if isinstance(fake, Tensor) and result.fake_gradient is not None:
+        (gradient,) = result.fake_gradient
+        return replace(result, fake_gradient=gradient)
+    return result
+
+
+def _leaves_to_autograd(game: _Game, method: str) -> bool:
+    """Whether nothing can be gained: no penalty, no gradient by fake is wanted, and real and fake cannot be joined."""
+    wanted = game.coefficients or game.generator_loss
+    return method == "auto" and not wanted and not sweep.may_join(game.critic, game.reals[0].device)
+
+
+def _by_any(game: _Game, method: str) -> CriticResult:
+    """By the sweep where that is possible and pays."""
     try:
         return _by_sweep(game, insist=method == "sweep")
     except sweep.NoFaster:
@@ -121,7 +142,8 @@ def critic_backward(
     except UnsupportedCritic as error:
         if method == "sweep":
             raise
-        sweep.say_once(critic, str(error))
+        if game.coefficients:
+            sweep.say_once(game.critic, str(error))
     return _by_autograd(game)
 
 
@@ -138,13 +160,15 @@ class _Game:
     fake_labels: Tensor | None
     epsilon: Tensor | None
     trained: list[Tensor] | None
+    generator_loss: Callable[[Tensor, Tensor], Tensor] | None
 
     def between(self) -> list[Tensor]:
         with torch.no_grad():
             return _interpolates(self.reals, self.fakes, self.epsilon)
 
     def result(self, objective: Tensor, real_logits: Tensor, fake_logits: Tensor, penalties: dict[str, Tensor],
-               method: str) -> CriticResult:  # fmt: skip
+               method: str, generator_loss: Tensor | None = None,
+               slopes: Sequence[Tensor] | None = None) -> CriticResult:  # fmt: skip
         weighted = [_weight(name, self.coefficients[name]) * value for name, value in penalties.items()]
         terms = [real_logits, fake_logits, objective, *weighted]
         return CriticResult(
@@ -156,15 +180,20 @@ class _Game:
             fake_logits=fake_logits.detach(),
             finite=torch.stack([torch.isfinite(term.detach()).all() for term in terms]).all(),
             method=method,
+            generator_loss=generator_loss,
+            fake_gradient=None if slopes is None else self._like_fake(iter(slopes)),
         )
+
+    def _like_fake(self, slopes: Iterator[Tensor]) -> tuple[Tensor | None, ...]:
+        return tuple(next(slopes).to(x.dtype) if x.is_floating_point() else None for x in self.fakes)
 
 
 def _by_autograd(game: _Game) -> CriticResult:
     """Differentiated twice: the reference."""
-    critic, asked = game.critic, game.coefficients
+    critic, asked, simultaneous = game.critic, game.coefficients, game.generator_loss is not None
     with torch.enable_grad():
         at_real = _score(critic, game.reals, game.real_labels, track="r1" in asked)
-        at_fake = _score(critic, game.fakes, game.fake_labels, track="r2" in asked)
+        at_fake = _score(critic, game.fakes, game.fake_labels, track="r2" in asked or simultaneous)
         objective = _objective(game.loss, at_real.logits, at_fake.logits)
         penalised = {name: score for name, score in (("r1", at_real), ("r2", at_fake)) if name in asked}
         if "wgan_gp" in asked:
@@ -173,39 +202,69 @@ def _by_autograd(game: _Game) -> CriticResult:
         squares = _gradient_squares(list(penalised.values()))
         values = {name: _penalty(name, s) for name, s in zip(penalised, squares, strict=True)}
         weighted = [_weight(name, asked[name]) * value for name, value in values.items()]
+        generators: tuple[Any, ...] = ()
+        if game.generator_loss is not None:
+            own = _objective(game.generator_loss, at_real.logits.detach(), at_fake.logits)
+            gradients = torch.autograd.grad(own, at_fake.tracked, retain_graph=True, materialize_grads=True)
+            generators = own.detach(), gradients
         torch.autograd.backward(sum(weighted, start=objective), inputs=game.trained)
 
     detached = {name: value.detach() for name, value in values.items()}
-    return game.result(objective, at_real.logits, at_fake.logits, detached, "autograd")
+    return game.result(objective, at_real.logits, at_fake.logits, detached, "autograd", *generators)
 
 
 def _by_sweep(game: _Game, *, insist: bool) -> CriticResult:
-    """In one shared sweep; raises sweep.NoFaster where that does not pay, unless `insist`."""
-    asked = game.coefficients
+    """In one shared sweep; raises sweep.NoFaster where that does not pay, unless `insist`.
+
+    A critic without penalty only comes this way to see real and fake as one batch, or for the gradient by fake.
+    """
+    asked, simultaneous = game.coefficients, game.generator_loss is not None
     sides = [
         sweep.Side(game.reals, game.real_labels, penalised="r1" in asked, scored=True),
-        sweep.Side(game.fakes, game.fake_labels, penalised="r2" in asked, scored=True),
-    ]
+        sweep.Side(game.fakes, game.fake_labels, penalised="r2" in asked or simultaneous, scored=True,
+                   sloped=simultaneous),
+    ]  # fmt: skip
     if "wgan_gp" in asked:
         between = sweep.Side(game.reals, game.real_labels, penalised=True, scored=False, make=game.between)
         sides.append(between)
     swept = sweep.Sweep(game.critic, sides, insist=insist)
-    leaves = [logits.detach().requires_grad_() for logits in swept.logits[:2]]
-    with torch.enable_grad():
-        objective = _objective(game.loss, *leaves)
-        scales: list[Tensor | None] = [None, None, None]
-        if objective.requires_grad:
-            scales[:2] = torch.autograd.grad(objective, leaves, allow_unused=True)
+    objective, scales = _slopes_of(game.loss, swept.logits[:2])
     squares = dict(zip(("r1", "r2", "wgan_gp"), swept.squares, strict=False))
     with torch.no_grad():
         values = {name: _penalty(name, squares[name]) for name in asked}  # type: ignore[arg-type]
-        weights = [_penalty_slope(n, asked[n], s) if n in asked else None for n, s in squares.items()]  # type: ignore[arg-type]
-    swept.finish(scales[: len(sides)], weights)
-    return game.result(objective, swept.logits[0], swept.logits[1], values, "sweep")
+        weights = [_penalty_slope(name, asked.get(name, 0.0), s) for name, s in squares.items()]
+    generators: tuple[Any, ...] = ()
+    if game.generator_loss is not None:
+        own, (_, scale) = _slopes_of(game.generator_loss, swept.logits[:2])
+        generators = own.detach(), [_times(scale, slope) for slope in swept.slopes[1]]
+    swept.finish([*scales, None][: len(sides)], weights)
+    method = "sweep" if insist or asked or simultaneous else "autograd"  # autograd's own formulas, in one batch
+    return game.result(objective, swept.logits[0], swept.logits[1], values, method, *generators)
 
 
-def _penalty_slope(name: str, coefficient: float | Tensor, squares: Tensor) -> Tensor:
-    """w [N]: the derivative of the weighted penalty by g_n is w_n g_n."""
+def _slopes_of(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """A loss, and its derivatives by the logits of reals and of fakes; None for what it does not read."""
+    leaves = [each.detach().requires_grad_() for each in logits]
+    with torch.enable_grad():
+        value = _objective(loss, *leaves)
+        if not value.requires_grad:
+            return value, [None, None]
+        return value, list(torch.autograd.grad(value, leaves, allow_unused=True))
+
+
+def _times(scale: Tensor | None, slope: Tensor) -> Tensor:
+    """scale_n slope_n, rounded once. scale: [N] or [N, 1, ...], one number per sample; slope: [N, ...]"""
+    if scale is None:
+        return torch.zeros_like(slope)
+    return (scale.detach().view(-1, *[1] * (slope.ndim - 1)) * slope).to(slope.dtype)
+
+
+def _penalty_slope(name: str, coefficient: float | Tensor, squares: Tensor | None) -> Tensor | None:
+    """w [N]: the derivative of the weighted penalty by g_n is w_n g_n; None where there are no g_n."""
+    if squares is None:
+        return None
     slope = coefficient / len(squares)
     if name != "wgan_gp":
         return torch.ones_like(squares) * slope
@@ -239,7 +298,7 @@ def _objective(loss: Callable[[Tensor, Tensor], Tensor], real_logits: Tensor, fa
     value = loss(_wide(real_logits), _wide(fake_logits))
     if not isinstance(value, Tensor) or value.ndim != 0:
         raise FastganError(
-            f"loss must return a 0-dim tensor for (real_logits, fake_logits), got {_described(value)}; "
+            f"loss must return a 0-dim tensor for (real_logits, fake_logits), got {described(value)}; "
             "take the mean over samples"
         )
     return value
@@ -309,69 +368,6 @@ def _trained_parameters(critic: Critic, device: torch.device) -> list[Tensor] | 
     if trained[0].device != device:
         raise FastganError(f"critic is on {trained[0].device}, real on {device}; move one with .to(device)")
     return trained
-
-
-def _is_asked(name: str, coefficient: float | Tensor) -> bool:
-    """Whether the penalty's work is to be done; FastganError for what is no coefficient."""
-    if isinstance(coefficient, Tensor):
-        if coefficient.ndim != 0:
-            raise FastganError(f"{name} must be a number or a 0-dim tensor, got {_described(coefficient)}")
-        return True
-    if not 0 <= coefficient < math.inf:
-        raise FastganError(f"{name} must be a finite number of 0 or more, got {coefficient}")
-    return coefficient != 0
-
-
-def _parts(name: str, samples: Samples) -> list[Tensor]:
-    """The tensors of one tensor or a tuple of them, checked for themselves."""
-    parts = list(samples) if isinstance(samples, tuple) else [samples]
-    if not parts or not all(isinstance(part, Tensor) and part.ndim > 0 for part in parts):
-        raise FastganError(f"{name} must be a tensor [N, ...] or a tuple of them, got {_described(samples)}")
-    if len({len(part) for part in parts}) != 1 or len(parts[0]) == 0:
-        raise FastganError(f"{name} must have the same N > 0 in all tensors, got {_described(samples)}")
-    if not any(part.is_floating_point() for part in parts):
-        raise FastganError(
-            f"{name} must be floating point, got {_described(samples)}; "
-            "bring uint8 images to [-1, 1] with x / 127.5 - 1"
-        )
-    return parts
-
-
-def _check_samples(reals: Sequence[Tensor], fakes: Sequence[Tensor], *, paired: bool) -> None:
-    """real and fake against each other. paired: they must be equally many."""
-    if [part.shape[1:] for part in reals] != [part.shape[1:] for part in fakes]:
-        raise FastganError(f"real and fake differ in shape: {_described(reals)} against {_described(fakes)}")
-    devices = sorted({str(part.device) for part in chain(reals, fakes)})
-    if len(devices) > 1:
-        raise FastganError(f"real and fake must be on one device, got {' and '.join(devices)}")
-    if paired and len(reals[0]) != len(fakes[0]):
-        raise FastganError(
-            f"wgan_gp needs as many fake as real samples, got {len(reals[0])} real and {len(fakes[0])} fake"
-        )
-
-
-def _check_per_sample(reals: int, fakes: int, real_labels: Tensor | None, fake_labels: Tensor | None,
-                      epsilon: Tensor | None) -> None:  # fmt: skip
-    """Labels and epsilon against the numbers of samples."""
-    if (real_labels is None) != (fake_labels is None):
-        raise FastganError("real_labels and fake_labels must be given both or neither")
-    for name, tensor, count in (
-        ("real_labels", real_labels, reals),
-        ("fake_labels", fake_labels, fakes),
-    ):
-        if tensor is not None and tensor.shape[:1] != (count,):
-            raise FastganError(f"{name} must be [{count}], one per sample, got {list(tensor.shape)}")
-    if epsilon is not None and epsilon.shape != (reals,):
-        raise FastganError(f"epsilon must be [{reals}], one per sample, got {list(epsilon.shape)}")
-
-
-def _described(value: object) -> str:
-    """`torch.float32 [8, 3, 32, 32]`, comma-separated for several."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {list(value.shape)}"
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(_described, value)) or "nothing"
-    return type(value).__name__
 
 
 def _wide(values: Tensor) -> Tensor:

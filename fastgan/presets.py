@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastgan.augment import Augment
 from fastgan.data import DataOptions
 from fastgan.evaluation import Evaluation
 from fastgan.gans import UnconditionalGAN
@@ -20,17 +21,19 @@ def _both(**options: object) -> dict[str, Optimizer]:
     return {"generator": optimizer, "critic": optimizer}
 
 
-def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: float) -> Config:
+def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: float, augment_p: float) -> Config:
     """R3GAN (Huang et al. 2024, arXiv:2501.05441, table 9): relativistic pairs, R1 + R2, burn-in of 20 Mimg.
 
-    The burn-in is a fraction of the run: another --kimg stretches it. The paper's augmentation is not there.
+    The burn-in is a fraction of the run: another --kimg stretches it. The paper's augmentation, with probabilities
+    that rise from 0 to `augment_p` over the burn-in, is `--set system.augment.kind=adaptive`.
     """
     burn_in = 20_000 / kimg
     gammas = Schedule(gamma, gamma / 10, finish=burn_in)
+    augment = Augment(p=Schedule(0.0, augment_p, finish=burn_in), target=0.0, color=0.5, cutout=1.0)
     return Config(
         preset=f"r3gan-{size}",
         data=DataOptions(path="", size=size, mirror=True),
-        system=UnconditionalGAN(R3GAN(), latent=64, loss="relativistic", r1=gammas, r2=gammas),
+        system=UnconditionalGAN(R3GAN(), latent=64, loss="relativistic", r1=gammas, r2=gammas, augment=augment),
         optim=_both(lr=Schedule(2e-4, 5e-5, finish=burn_in), beta1=0.0, beta2=Schedule(0.9, 0.99, finish=burn_in)),
         averaging=Averaging(halflife_kimg=halflife_kimg),
         output=Output(grid_kimg=200, checkpoint_kimg=200),
@@ -90,9 +93,9 @@ _ROWS = (
         kimg=32000,
         batch=64,
     ),
-    _r3gan(32, gamma=0.05, kimg=250_000, batch=512, halflife_kimg=5000),
-    _r3gan(64, gamma=2.0, kimg=100_000, batch=256, halflife_kimg=500),
-    _r3gan(256, gamma=150.0, kimg=200_000, batch=256, halflife_kimg=500),
+    _r3gan(32, gamma=0.05, kimg=250_000, batch=512, halflife_kimg=5000, augment_p=0.55),
+    _r3gan(64, gamma=2.0, kimg=100_000, batch=256, halflife_kimg=500, augment_p=0.3),
+    _r3gan(256, gamma=150.0, kimg=200_000, batch=256, halflife_kimg=500, augment_p=0.3),
 )
 
 PRESETS = {config.preset: config for config in (*_ROWS, *IMAGE_ROWS)}

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.contract import Batch, Draw, ImageShape, System, Turn
-from fastgan.dist import ALONE, GradientMean, Ranks, playing, sum_over_ranks
+from fastgan.contract import Batch, Draw, ImageShape, Remembers, System, Turn
+from fastgan.dist import ALONE, Ranks, playing, sum_over_ranks
 from fastgan.errors import FastganError, suggest
+from fastgan.flat import GradientMean
 from fastgan.nn import share_statistics
 from fastgan.optim import Averaging, Optimizer, PlayerState
 from fastgan.schedule import Progress
@@ -36,12 +37,14 @@ class TrainState:
     seen:    0-dim float64 on the device: the same count, read by schedules
     skipped: [players, 2] int64 on the device: updates of each player that were not applied because something was not
              finite: in all, and in a row
+    memory:  what the system's turns change besides (contract.Remembers)
     """
 
     players: dict[str, PlayerState]
     device: torch.device
     step: int = 0
     samples: int = 0
+    memory: dict[str, Tensor] = field(default_factory=dict)
     seen: Tensor = field(init=False)
     skipped: Tensor = field(init=False)
 
@@ -65,7 +68,7 @@ class TrainState:
         for name, player in self.players.items():
             for part, tensors in player.tensors().items():
                 files[f"{name}.{part}" if part else name] = tensors
-        return files
+        return files | ({"memory": self.memory} if self.memory else {})
 
     def counters(self) -> dict[str, int]:
         return {"step": self.step, "samples": self.samples}
@@ -146,7 +149,8 @@ def new_state(
         module.to(device=device, dtype=dtype, memory_format=memory_format).train()  # type: ignore[call-overload]
         averaged = name in system.averaged and averaging.halflife_kimg > 0
         states[name] = PlayerState(module, optimizers[name], averaged=averaged)
-    return TrainState(states, device)
+    memory = system.memory(device) if isinstance(system, Remembers) else {}
+    return TrainState(states, device, memory=memory)
 
 
 def autocast_of(precision: str, device: torch.device) -> torch.dtype | None:
@@ -188,7 +192,7 @@ class Step:
         self.scalars = {name: self.progress.value(value) for name, value in system.schedules().items()}
         for player in state.players.values():  # made now, not within a turn that is captured
             player.values(self.progress)
-        self.turns = system.turns(state.modules, self.scalars)
+        self.turns = system.turns(state.modules, self.scalars | state.memory)
         self.batches = self._batches_of(0)
         cycle = math.lcm(*(turn.every for turn in self.turns))
         assert all(self._batches_of(s) == self.batches for s in range(min(cycle, 1000))), "steps differ in batches"

@@ -27,3 +27,10 @@ def as_typed_here(command: str) -> str:
 def say_warning(message: Warning | str, *_: object, **__: object) -> None:
     """A warning as one line, without the place in the code."""
     print(f"fastgan: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

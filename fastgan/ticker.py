@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from fastgan.bench import peak_memory
 from fastgan.capture import CapturedStep
+from fastgan.contract import Batch, Draw, Turn
 from fastgan.data.feeder import Feeder
 from fastgan.run.log import RunLog
 from fastgan.step import Step, TrainState
+from fastgan.terminal import clock
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,6 @@ class Ticker:
     """Counts what the loop does; reads the device's statistics and logs them.
 
     interval: seconds between two ticks, at least
-
     total:   images of the whole run
     on_tick: takes each Tick, after the log
     images, seconds: trained so far in this process, without pauses
@@ -50,6 +53,9 @@ class Ticker:
         self.images, self.seconds = 0, 0.0
         self._state, self._step, self._feeder, self._log = state, step, feeder, log
         self._total, self._interval, self._on_tick = total, interval, on_tick
+        self._parts: dict[str, float] = {}
+        if isinstance(step, Step) and state.device.type == "cpu":  # a GPU works on while the host goes on
+            self._time_turns(step)
         self._restart()
 
     def _restart(self) -> None:
@@ -70,11 +76,38 @@ class Ticker:
         return self._state.samples > self._first
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time within does not count as training."""
+    def pause(self, what: str) -> Iterator[None]:
+        """Time within does not count as training, but as `what`."""
         began = time.monotonic()
         yield
         self._paused += time.monotonic() - began
+        self._add(what, time.monotonic() - began)
+
+    def _add(self, part: str, seconds: float) -> None:
+        self._parts[part] = self._parts.get(part, 0.0) + seconds
+
+    def _time_turns(self, step: Step) -> None:
+        """Count what the gradients of every turn take."""
+
+        def timed(turn: Turn) -> Turn:
+            def gradients(batch: Batch, draw: Draw) -> dict[str, Tensor]:
+                began = time.monotonic()
+                try:
+                    return turn.gradients(batch, draw)
+                finally:
+                    self._add(f"{turn.name}'s turn", time.monotonic() - began)
+
+            return replace(turn, gradients=gradients)
+
+        step.turns = tuple(timed(turn) for turn in step.turns)
+
+    def _parts_of(self, seconds: float, waited: float) -> dict[str, float]:
+        """Seconds of every part since the last tick: of `seconds` of training, and of the pauses."""
+        turns = {name: value for name, value in self._parts.items() if name.endswith("turn")}
+        rest = "updates and the rest" if turns else "the step"
+        parts = {"waiting for data": waited, **self._parts, rest: max(seconds - waited - sum(turns.values()), 0.0)}
+        self._parts = {}
+        return {f"part.{name}": value for name, value in parts.items()}
 
     def tick(self, scores: Mapping[str, float] | None = None) -> Tick:
         """Log where the run is, the means since the last tick, and `scores` of this moment."""
@@ -83,15 +116,17 @@ class Ticker:
         samples, images = self._state.samples, self._state.samples - self._first
         self.seconds += seconds
         self.images += images
-        rate = images / seconds
+        rate, waited = images / seconds, self._feeder.wait_seconds - self._waited
         statistics = means | {
             "step": self._state.step,
             "images": samples,
             "images_per_second": rate,
             "seconds": self.seconds,
-            "wait_share": (self._feeder.wait_seconds - self._waited) / seconds,
+            "wait_share": waited / seconds,
+            "feeder_images_per_second": self._feeder.images_per_second,
             "peak_memory_mb": peak_memory(self._state.device) / 2**20,
             "progress": samples / self._total,
+            **self._parts_of(seconds, waited),
             **(scores or {}),
         }
         tick = Tick(self._state.step, samples, self._total, rate, max(self._total - samples, 0) / rate, statistics)
@@ -105,22 +140,17 @@ class Ticker:
 def describe(tick: Tick) -> str:
     """A tick as one line."""
     losses = (f"{k.removesuffix('.loss')} loss {v:.3f}" for k, v in tick.statistics.items() if k.endswith(".loss"))
+    waiting = tick.statistics["wait_share"]
     words = [
         f"{tick.samples / 1000:.1f} of {tick.total / 1000:g} kimg",
         f"{tick.images_per_second:.0f} images/s",
         f"{clock(tick.seconds_left)} left",
         *losses,
+        *([f"{waiting:.0%} waiting for data"] if waiting >= 0.01 else []),
     ]
     if tick.statistics["skipped"]:
         words.append(f"{tick.statistics['skipped']:.0f} turns skipped (not finite)")
     return ", ".join(words)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def occasionally(say: Callable[[int, int], None], seconds: float = 5.0) -> Callable[[int, int], None]:

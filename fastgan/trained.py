@@ -1,46 +1,33 @@
-"""What one does with a trained run: draw pictures from it, walk between them, score it."""
+"""What one does with a trained run: draw pictures from it, walk between them, export it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastgan.assemble import pick_device
 from fastgan.config import Config, from_mapping
 from fastgan.contract import Samples
-from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
-from fastgan.evaluation import Progress, evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.export import export
-from fastgan.features import open_extractor
 from fastgan.generator import Generator
-from fastgan.metrics import FeatureStatistics
-from fastgan.metrics.result import Result
-from fastgan.metrics.sources import Images, images_of
 from fastgan.pictures import latent_path, load_players, picture_labels, picture_latents, sample_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
-from fastgan.train import pick_device
 
 __all__ = [
-    "SourceOptions",
     "draw_interpolation",
     "draw_samples",
     "export_run",
     "load_run",
     "parse_seeds",
     "run_folder",
-    "score",
-    "scores_as_json",
-    "scores_as_text",
     "writable",
 ]
 
@@ -157,122 +144,3 @@ def writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FastganError(f"cannot write {path}: {error.strerror}; choose another --out") from None
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """The options of `fastgan eval`, under the names that its help explains."""
-
-    source: Path
-    data: str | None
-    samples: int
-    size: int | None
-    live: bool
-    device: str
-    features: str | None
-    weights: Path | None
-    download: bool
-    resize: str
-    batch: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Results of the metrics; what was compared, in words; what the features are; their record."""
-
-    fake: str
-    real: str
-    features: str
-    record: Mapping[str, object]
-    results: tuple[Result, ...]
-
-
-def score(options: SourceOptions, metrics: str, progress: Progress, say: Say) -> Scores:
-    """Scores of a run, or of a folder or zip of images, against real images.
-
-    Raises FastganError for what the user can mend.
-    """
-    names = parse_metrics(metrics)
-    for name in ("samples", "batch"):
-        if getattr(options, name) < (2 if name == "samples" else 1):
-            raise FastganError(
-                f"--{name} must be {2 if name == 'samples' else 1} or more, got {getattr(options, name)}"
-            )
-    fake, real = _sides(options, say)
-    network = options.features or ("digits" if isinstance(real, Images) and real.name == "digits" else "inception")
-    extract = open_extractor(
-        network,
-        weights=options.weights,
-        download=options.download,
-        resize=options.resize,
-        device=pick_device(options.device),
-        progress=lambda done, total: progress("weights", done, total),
-    )
-    results = evaluate(real, fake, extract, names, batch_size=options.batch, progress=progress)
-    p = extract.protocol
-    words = f"features: {extract.name}; resize: {p.resize}; weights: {p.verified}"
-    return Scores(_words(fake), _words(real), words, asdict(p), tuple(results))
-
-
-def _words(images: Images | FeatureStatistics) -> str:
-    if isinstance(images, FeatureStatistics):
-        return f"statistics of {images.count or 'an unknown number of'} images"
-    return images.name if images.count is None else f"{images.name} ({images.count:,} images)"
-
-
-def scores_as_text(scores: Scores) -> str:
-    """What was compared, a line per number, and the warnings."""
-    numbers = numbers_of(scores.results)
-    width = max(map(len, numbers))
-    warnings = dict.fromkeys(warning for result in scores.results for warning in result.warnings)
-    return "\n".join(
-        (
-            *(scores.fake, f"against {scores.real}", scores.features, ""),
-            *(f"{name:{width}}  {value:.5g}" for name, value in numbers.items()),
-            *(f"warning: {warning}" for warning in warnings),
-        )
-    )
-
-
-def scores_as_json(scores: Scores) -> str:
-    """One JSON object. A number that is not finite is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(v) for key, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    content = {
-        "generated": scores.fake,
-        "real": scores.real,
-        "features": scores.record,
-        "results": [result.as_dict() for result in scores.results],
-    }
-    return json.dumps(plain(content), indent=1, allow_nan=False)
-
-
-def _sides(options: SourceOptions, say: Say) -> tuple[Images, Images | FeatureStatistics]:
-    """The images to be scored, and the real ones."""
-    source, size = options.source.expanduser(), options.size
-    if (source / "checkpoints").is_dir() or (source / "state.json").exists():
-        config, players, device = load_run(source, not options.live, options.device, say)
-        # The reals as the run saw them: cropped and resized alike.
-        if size and size != config.data.size:
-            raise FastganError(f"--size {size}: the pictures of {source} have {config.data.size}; leave it out")
-        statistics = bool(options.data and options.data.endswith(".npz"))
-        images = None if statistics else open_images(replace(config.data, path=options.data or config.data.path))
-        name = str(options.source)
-        fake = generated_images(config.system, players, config.shape, options.samples, device, images, name)
-        return fake, images_of(images) if images else FeatureStatistics.load(str(options.data))
-    if options.data is None:
-        raise FastganError(f"{source} is no run, so --data has to name the real images: a folder, a zip, or digits")
-    fake = _given(str(source), size)
-    if options.data == "digits" and size is None:
-        size = next(fake.batches(1)).shape[2]
-    return fake, FeatureStatistics.load(options.data) if options.data.endswith(".npz") else _given(options.data, size)
-
-
-def _given(path: str, size: int | None) -> Images:
-    return images_of(path if size is None else open_images(DataOptions(path=path, size=size)))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fastgan import bench
+from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.baseline import plain_players, recipe_of, tidy
 from fastgan.capture import CapturedStep
 from fastgan.config import resolve
@@ -25,7 +26,6 @@ from fastgan.errors import FastganError, suggest
 from fastgan.kernels import _runtime
 from fastgan.options import Config, with_data
 from fastgan.step import Step, autocast_of
-from fastgan.train import build_state, new_step, parameters, prepare_device
 
 T = TypeVar("T")
 

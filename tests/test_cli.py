@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fastgan import cli, trained
+from fastgan.cli import actions
 from fastgan.kernels import _runtime
 
 ROOT = Path(__file__).parent.parent
@@ -152,11 +153,11 @@ def test_interpolation(run: Path, tmp_path: Path) -> None:
 def test_a_warning_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warn(_: object) -> int:
+    def warn(*_: object) -> int:
         warnings.warn("slower than it\n  could be", RuntimeWarning, stacklevel=1)
         return 0
 
-    monkeypatch.setattr(cli.actions, "run", warn)
+    monkeypatch.setattr(actions, "run", warn)
     assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().err == "fastgan: warning: slower than it could be\n"
 
@@ -193,7 +194,10 @@ def test_seeds() -> None:
 
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
-    code = "import fastgan.cli as c; c.actions.run_doctor = lambda _: 1 / 0; raise SystemExit(c.main(['doctor']))"
+    code = (
+        "import fastgan.cli as c, fastgan.cli.actions as a; a.run_doctor = lambda _: 1 / 0; "
+        "raise SystemExit(c.main(['doctor']))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastgan.config import from_mapping, resolve
 from fastgan.data import open_images
+from fastgan.options import with_data
 from fastgan.pictures import load_players, picture_latents, sample_images
 from fastgan.run import folder
 from fastgan.run.images import to_uint8
@@ -31,7 +32,7 @@ def test_digits_are_legible_varied_and_not_copies(tmp_path: Path) -> None:
     train(config, echo=lambda line: None)
     saved = folder.load(tmp_path / "run", print)
     mapping = dict(saved.state["config"])
-    assert from_mapping(mapping.pop("preset"), mapping) == config
+    assert from_mapping(mapping.pop("preset"), mapping) == with_data(config, open_images(config.data))
     cpu = torch.device("cpu")
     players = load_players(config.system, config.shape, saved.tensors, averaged=True, device=cpu)
     images = sample_images(config.system, players, picture_latents(config.system, range(1000), cpu))

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fastgan import cli, metrics
+from fastgan.data.pack import PackOptions, pack
 from fastgan.errors import FastganError
-from fastgan.evaluation import METRICS, evaluate, numbers_of, parse_metrics
-from fastgan.features import Extractor, FeatureProtocol
+from fastgan.evaluation import METRICS, evaluate, generated_images, numbers_of, parse_metrics
+from fastgan.features import Extractor, FeatureProtocol, open_extractor
+from fastgan.features.extractor import in_bf16
 from fastgan.metrics.sources import Images, images_of
 from fastgan.run.log import read_statistics
-from fastgan.trained import scores_as_json
+from fastgan.scores import scores_as_json
+from fastgan.trained import load_run
 
 rng = np.random.default_rng(0)
 REAL = torch.from_numpy(rng.integers(0, 256, (60, 3, 4, 4), dtype=np.uint8))
@@ -233,6 +237,11 @@ def test_a_table_for_people(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         (["RUN", "--resize", "lanczos"], "lanczos"),
         (["RUN", "--data", "/no/folder"], "/no/folder"),
         (["RUN", "--data", "/no/statistics.npz"], "/no/statistics.npz"),
+        (["RUN", "--bf16"], "bf16: offered for inception and vgg16, not for 'digits'"),
+        (["RUN", "--metrics", "diversity_ms_ssim"], "expected images of 161 pixels or more on each side, got [16, 16]"),
+        (["RUN", "--metrics", "ppl", "--features", "vgg16"], "the weights vgg16-397923af.pth are not here"),
+        (["RUN", "--metrics", "psnr"], "paired measures compare files of the same names"),
+        (["EMPTY", "--metrics", "critic", "--data", "digits"], "metric 'critic' is of a run, and"),
         (["EMPTY"], "is no run, so --data has to name the real images"),
         (["EMPTY", "--data", "digits"], "no PNG, JPEG or WebP images"),
         (["/no/folder", "--data", "digits"], "no such file or folder"),
@@ -272,7 +281,7 @@ def test_a_run_goes_on_with_other_scores(run: Path, tmp_path: Path, monkeypatch:
 
 def test_scores_that_are_not_finite_are_null_in_json() -> None:
     from fastgan.metrics import Result
-    from fastgan.trained import Scores
+    from fastgan.scores import Scores
 
     @dataclass(frozen=True)
     class Protocol:
@@ -283,3 +292,107 @@ def test_scores_that_are_not_finite_are_null_in_json() -> None:
     assert found["value"] is None
     assert found["values"]["curve"] == [1.0, None]
     assert found["protocol"] == {"k": 3}
+
+
+def results_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return {result["name"]: result for result in json.loads(capsys.readouterr().out)["results"]}
+
+
+def test_what_only_a_run_can_be_asked(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Path length by its definition, the critic's logits, pairs of pictures; no network is opened for the last two."""
+    monkeypatch.setenv("FASTGAN_CACHE", str(run.parent / "cache"))
+    flags = ["--samples", 48, "--batch", 16, "--json"]
+    assert call(run, "--metrics", "ppl,critic,diversity_lpips", *flags) == 0
+    found = results_of(capsys)
+    assert list(found) == ["path_length", "critic_calibration", "diversity_lpips"]
+    assert found["path_length"]["protocol"]["distance"] == "squared distance of digits:64"
+    assert found["path_length"]["protocol"]["samples"] == 48
+    config, players, device = load_run(run, True, "cpu", print)
+    latents = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    ends = [players["generator"](z) for z in (latents, latents + 1e-2 * (latents.flip(0) - latents))]
+    extract = open_extractor("digits", device=device)
+    steps = [extract.run((x * 127.5 + 127.5).expand(-1, 3, -1, -1)).double() for x in ends]
+    expected = float((steps[0] - steps[1]).square().sum(1).mean()) / 1e-4
+    assert 0.3 < found["path_length"]["value"] / expected < 3
+    critic = found["critic_calibration"]
+    fakes = next(generated_images(config.system, players, config.shape, 48, device).batches(48)).float() / 127.5 - 1
+    with torch.no_grad():
+        assert critic["values"]["fake_mean"] == pytest.approx(float(players["critic"](fakes).mean()), rel=1e-4)
+    assert (critic["n_real"], critic["n_fake"]) == (48, 48)
+    assert any("those that the critic was trained on" in words for words in critic["warnings"])
+    assert found["diversity_lpips"]["n_fake"] == 48
+    assert found["diversity_lpips"]["value"] > 0
+
+
+def test_files_of_the_same_name_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = REAL[:9].repeat(1, 1, 4, 4), REAL[1:10].repeat(1, 1, 4, 4)
+    for name, images in (("a", x), ("b", y)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(
+                tmp_path / name / f"{i}.{'png' if i else 'webp'}", lossless=True
+            )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastgan.image_scores.PAIRED_AT_ONCE", 4)
+        pair = (tmp_path / "a", "--data", tmp_path / "b")
+        assert call(*pair, "--metrics", "psnr,ssim,pixel_accuracy", "--json") == 0
+    found = results_of(capsys)
+    want = {"psnr": metrics.psnr(x, y), "ssim": metrics.ssim(x, y)}
+    want["pixel_accuracy"] = metrics.pixel_accuracy(x, y, tolerance=16)
+    for name, result in want.items():
+        assert found[name]["value"] == pytest.approx(result.value, rel=1e-12)
+        assert found[name]["values"] == pytest.approx(dict(result.values), rel=1e-9)
+        assert found[name]["n_fake"] == 9
+    (tmp_path / "b" / "3.png").rename(tmp_path / "b" / "z.png")
+    assert call(*pair, "--metrics", "psnr") == 2
+    assert "has no file named 3 (and 0 others of 9 lack a partner)" in capsys.readouterr().err
+
+
+def test_a_pack_is_a_source(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTGAN_CACHE", str(run.parent / "cache"))  # it has the trained digits network
+    (tmp_path / "a").mkdir()
+    for i, image in enumerate(REAL.repeat(1, 1, 4, 4)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "a" / f"{i:03}.png")
+    pack(PackOptions(str(tmp_path / "a"), str(tmp_path / "pack"), size=16))
+    values = []
+    for place in ("a", "pack"):
+        assert call(tmp_path / place, "--data", "digits", "--features", "digits", "--json") == 0
+        values.append(results_of(capsys)["fid"]["value"])
+    assert values[1] == pytest.approx(values[0], rel=1e-9)
+    assert call(tmp_path / "pack", "--data", tmp_path / "a", "--features", "digits", "--size", 32) == 2
+    assert "have 16; leave it out" in capsys.readouterr().err
+
+
+def test_bf16_says_what_it_does_to_the_score() -> None:
+    def half(images: Tensor) -> Tensor:
+        return Network()(images).bfloat16().float()
+
+    exact = extractor(Network())
+    extract = replace(exact, run=half, exact=exact, protocol=replace(exact.protocol, arithmetic="bf16"))
+    for real in (images_of(REAL), metrics.FeatureStatistics().update(half(REAL))):
+        result = evaluate(real, images_of(FAKE), extract, ["fid", "is"], batch_size=16)[0]
+        assert result.value == pytest.approx(metrics.fid(half(REAL), half(FAKE)).value, rel=1e-9)
+        full = metrics.fid(Network()(REAL) if isinstance(real, Images) else half(REAL), Network()(FAKE)).value
+        words = f"features in bf16: over the first 50 images fid is {result.value:.5g}, in fp32 {full:.5g}"
+        assert words in result.warnings
+        assert result.value != pytest.approx(full, rel=1e-6)
+    with pytest.raises(FastganError, match="its effect is measured on some images once more"):
+        evaluate(images_of(REAL), Images("drawn", lambda size: iter(FAKE.split(size))), extract, ["fid"])
+
+
+def test_bf16_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Conv2d(3, 4, 3)
+    run = lambda images: layer(images.float() / 255).mean((2, 3))  # noqa: E731
+    exact = Extractor(FeatureProtocol("mine", "", "", "", ""), run, torch.device("cpu"))
+    made = in_bf16(exact)
+    assert made.protocol.arithmetic == "bf16"
+    error = (made(REAL) - exact(REAL)).norm() / exact(REAL).norm()
+    assert made(REAL).dtype == torch.float32
+    assert 1e-6 < error < 2e-2
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(FastganError, match="no instructions for it"):
+        open_extractor("vgg16", bf16=True, device="cpu")

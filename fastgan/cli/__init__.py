@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 # PyTorch's threads wait asleep, not spinning: on a machine that does something else too, spinning made small
 # operations 5 to 20 times slower. It is read when torch is loaded, so it comes before any other import.
@@ -22,26 +23,29 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff
 
 from fastgan.allocator import keep_freed_memory
-from fastgan.cli import actions
-from fastgan.cli.commands import Command
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, RankFailed, RankLost, StoppedElsewhere
+from fastgan.launch import end_with_parent, is_first
 from fastgan.terminal import one_line, say_warning
 
-MENDABLE, RESUMABLE = 2, 3
+if TYPE_CHECKING:
+    from fastgan.cli.commands import Command
+
+BUG, MENDABLE, RESUMABLE = 1, 2, 3
 
 
 def parse(args: Sequence[str] | None) -> Command:
     """The command in `args`. An unknown or missing flag is one line, not a box."""
+    from fastgan.cli.commands import Command
+
+    command: Command = _parse(Command, args, prog="fastgan", description=(__doc__ or "").split("\n\n")[-1])
+    return command
+
+
+def _parse(kind: Any, args: Sequence[str] | None, **words: Any) -> Any:
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(
-                Command,
-                prog="fastgan",
-                args=args,
-                description=__doc__.split("\n\n")[-1] if __doc__ else None,
-                config=(DisallowNone, FlagCreatePairsOff),
-            )
+            return tyro.cli(kind, args=args, config=(DisallowNone, FlagCreatePairsOff), **words)
     except SystemExit as end:
         if end.code in (0, None):
             raise
@@ -49,15 +53,40 @@ def parse(args: Sequence[str] | None) -> Command:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command; returns its exit status. Of several ranks the first one prints, and each what it alone knows."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = say_warning
+            warnings.showwarning = say_warning if is_first() else _say_nothing
             keep_freed_memory()
-            return actions.run(parse(args))
+            end_with_parent()
+            return _run(sys.argv[1:] if args is None else args)
     except FastganError as error:
-        print(f"fastgan: {' '.join(str(error).split())}", file=sys.stderr)
-        return MENDABLE
+        return _ended(error if is_first() else "", MENDABLE)
+    except (RankFailed, StoppedElsewhere) as error:
+        return _ended(error, MENDABLE)
+    except RankLost as error:
+        return _ended(f"rank {os.environ.get('RANK', '?')}: {error}", BUG)
     except KeyboardInterrupt:
         print("fastgan: interrupted; a run that was saved goes on with the same command", file=sys.stderr)
         return RESUMABLE
+
+
+def _ended(why: Exception | str, status: int) -> int:
+    """Print why, if that is anything, as one line."""
+    if line := " ".join(str(why).split()):
+        print(f"fastgan: {line}", file=sys.stderr)
+    return status
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    pass
+
+
+def _run(args: Sequence[str]) -> int:
+    if args and args[0] == "pack":  # does not wait for PyTorch to load
+        from fastgan.cli.pack import Pack, run_pack
+
+        return run_pack(_parse(Pack, args[1:], prog="fastgan pack"))
+    from fastgan.cli import actions
+
+    return actions.run(parse(args), args)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from rich.table import Table
@@ -21,16 +23,20 @@ from fastgan.cli.commands import (
     Translate,
     Upscale,
 )
+from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
+from fastgan.dist import gpus_here
 from fastgan.errors import FastganError
+from fastgan.launch import LAUNCHED, is_first, launch
 from fastgan.terminal import as_typed_here
 
 
-def run(command: Command) -> int:
+def run(command: Command, arguments: Sequence[str]) -> int:
+    """arguments: those that `command` was read from"""
     match command:
         case Train():
-            return run_train(command)
+            return run_train(command, arguments)
         case Sample():
             return run_sample(command)
         case Interpolate():
@@ -47,6 +53,8 @@ def run(command: Command) -> int:
             return run_eval(command)
         case Bench():
             return run_bench(command)
+        case Pack():
+            return run_pack(command)
         case Doctor():
             return run_doctor(command)
 
@@ -69,20 +77,55 @@ def train_config(command: Train) -> Config:
     preset = command.preset or ("digits" if command.data == "digits" and command.config is None else None)
     config = resolve(preset, command.config, given, command.set)
     if not config.data.path:
-        raise FastganError(f"preset {config.preset} needs images: --data FOLDER or ZIP (or --preset digits to try it)")
+        raise FastganError(
+            f"preset {config.preset} needs images: --data FOLDER, ZIP, TAR or PACK (or --preset digits to try it)"
+        )
     return config if config.out else replace(config, out=f"runs/{config.preset}")
 
 
-def run_train(command: Train) -> int:
-    from fastgan.train import train
-    from fastgan.trial import dry_run
+def launched(command: Train, config: Config) -> int:
+    """How many processes `command` is to be launched in; 0 where this one is one of them, or the only one."""
+    if command.gpus is None and command.ranks is None:
+        return 0
+    count, flag = (command.ranks, "--ranks") if command.gpus is None else (command.gpus, "--gpus")
+    if count is None or count < 1 or None not in (command.gpus, command.ranks):
+        raise FastganError(f"{flag} {count}: give one of --gpus and --ranks, with a number of 1 or more")
+    if LAUNCHED in os.environ or command.dry_run:
+        return 0
+    if "RANK" in os.environ:
+        raise FastganError(f"torchrun has started the ranks already (RANK={os.environ['RANK']}); leave {flag} out")
+    there = gpus_here()
+    if command.gpus is not None and (count > there or config.device not in ("auto", "cuda")):
+        raise FastganError(
+            f"--gpus {count}: there are {there} GPUs here that PyTorch can use, and --device is {config.device}; use "
+            "fewer, or --ranks with --device cpu"
+        )
+    if command.ranks is not None and config.device != "cpu" and 0 < there < count:
+        raise FastganError(f"--ranks {count}: there are {there} GPUs here; use fewer, or --device cpu")
+    if config.batch % count:
+        raise FastganError(
+            f"{flag} {count}: a batch of {config.batch} images cannot be shared out; use another --batch"
+        )
+    return count if count > 1 else 0
 
+
+def run_train(command: Train, arguments: Sequence[str]) -> int:
     config = train_config(command)
+    if world := launched(command, config):
+        return launch(world, arguments, lambda line: print(f"fastgan: {line}", file=sys.stderr))
     if command.dry_run:
+        from fastgan.trial import dry_run
+
+        if not is_first():
+            return 0
         say(f"# {config.out} would be trained with\n{to_toml(config)}")
         for line in dry_run(config):
             say(line)
         return 0
+    from fastgan.train import train
+
+    if not is_first():
+        return train(config).status
     with progress() as on_tick:
         outcome = train(config, echo=say, on_tick=on_tick)
     speed = f", {outcome.images_per_second:.0f} images/s" if outcome.images_per_second else " before; --kimg goes on"
@@ -140,20 +183,24 @@ def run_export(command: Export) -> int:
 
 
 def run_eval(command: Eval) -> int:
-    from fastgan.trained import SourceOptions, score, scores_as_json, scores_as_text
+    from fastgan.dist import joined
+    from fastgan.scores import SourceOptions, score, scores_as_json, scores_as_text
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
-    with sides() as progress:
-        scores = score(options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr))
-    say(scores_as_json(scores) if command.json else scores_as_text(scores))
+    with joined(command.device) as ranks, sides() as progress:
+        scores = score(
+            options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks
+        )
+    if ranks.first:
+        say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0
 
 
 def run_doctor(command: Doctor) -> int:
+    from fastgan.assemble import pick_device
     from fastgan.bench import device_info
     from fastgan.kernels import _runtime
     from fastgan.kernels.verify import verify_kernels
-    from fastgan.train import pick_device
 
     here = device_info(pick_device("auto"))
     say(f"fastgan {__version__}, Python {here.python}, torch {here.torch}, CUDA {here.cuda}, triton {here.triton}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
+from fastgan.cli.pack import Pack
 from fastgan.presets import DEFAULT_PRESET, PRESETS
 
 PRESET_HELP = f"system, networks, losses, optimisers: {', '.join(PRESETS)}"
@@ -21,10 +22,10 @@ def _default(text: str) -> Any:
 
 @dataclass
 class Train:
-    """Train a GAN on a folder or zip of images; the same command again goes on where it stopped."""
+    """Train a GAN on a folder, zip, tar or pack of images; the same command again goes on where it stopped."""
 
     data: Annotated[str | None, _default("the preset's")] = None
-    """folder or zip of images, "digits" (1,797 handwritten ones) or "photos" (patches of 7): both need no data"""
+    """folder, .zip or .tar of images, a pack (fastgan pack), "digits" or "photos" (both need no data of yours)"""
     preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
     out: Annotated[str | None, _default("runs/PRESET")] = None
     """run folder"""
@@ -46,6 +47,10 @@ class Train:
     """auto, never, or a run or checkpoint to go on from"""
     device: Annotated[str | None, _default("auto")] = None
     """auto, cpu, cuda, cuda:1"""
+    gpus: Annotated[int | None, _default("one, or as torchrun says")] = None
+    """train on so many GPUs of this machine; --batch is shared out to them. Several machines: docs/scaling.md"""
+    ranks: Annotated[int | None, _default("one, or as torchrun says")] = None
+    """the same in so many processes, on the CPU with --device cpu"""
     workers: Annotated[int | None, _default("one per core")] = None
     """threads that decode images"""
     eval_every: Annotated[float | None, _default("never")] = None
@@ -153,11 +158,12 @@ class Eval:
     """Score a run or a set of images against real ones: FID and others."""
 
     source: Positional[Path]
-    """run folder (or a checkpoint in it), or a folder or zip of images"""
+    """run folder (or a checkpoint in it), or a folder, zip or pack of images"""
     data: Annotated[str | None, _default("what the run was trained on")] = None
-    """real images: folder, zip, "digits", or .npz of statistics (mu, sigma) for the FID"""
+    """real images: folder, zip, pack, "digits", or .npz of statistics (mu, sigma) for the FID"""
     metrics: str = "fid"
-    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity"""
+    """with commas: fid, kid, is, prdc (precision_recall and density_coverage), prd, fid_infinity; of a run also ppl,
+    critic; diversity_lpips, diversity_ms_ssim; of files with the same names psnr, ssim, ms_ssim, pixel_accuracy"""
     features: Annotated[str | None, _default("digits for digits, else inception")] = None
     """inception, vgg16, digits (each also with :LAYER), or a file of TorchScript or torch.export"""
     weights: Annotated[Path | None, _default("the cache folder's")] = None
@@ -166,6 +172,8 @@ class Eval:
     """get the published weights where they are not here yet; they are verified"""
     resize: Literal["tensorflow", "pytorch", "clean"] = "tensorflow"
     """how images are brought to the Inception's size: as torch-fidelity and StyleGAN, as pytorch-fid, as clean-fid"""
+    bf16: bool = False
+    """features in bf16, faster on GPUs; the scores of a sample in fp32 are printed beside"""
     samples: int = 50_000
     """pictures drawn from a run"""
     size: Annotated[int | None, _default("as they are; for a run, its size")] = None
@@ -224,4 +232,4 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Translate | Upscale | Inpaint | Eval | Export | Doctor | Bench
+Command = Train | Sample | Interpolate | Translate | Upscale | Inpaint | Eval | Export | Pack | Doctor | Bench

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastgan.data.image_set import Pixels
+from fastgan.data.jpeg import decode_jpeg, is_upright, jpeg_header, read_jpeg
 from fastgan.data.options import DataOptions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only parsers that untrusted bytes reach
@@ -20,52 +21,87 @@ class BadImage(Exception):
 
 def open_image(stream: BinaryIO, options: DataOptions) -> Image.Image:
     """Reads the header and nothing else, and checks what it declares. Raises BadImage."""
-    too_large = f"is larger than {options.max_megapixels:g} megapixels (data.max_megapixels)"
     try:
         image = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise BadImage(too_large) from error
+        raise BadImage(_too_large(options)) from error
     except UnidentifiedImageError as error:
         raise BadImage("is not recognised as a PNG, JPEG or WebP image") from error
     except MemoryError:
         raise
     except Exception as error:  # the parsers raise nearly anything on damaged bytes; all of it is reported
         raise _damaged(error) from error
-    width, height = image.size
-    if width * height > options.max_megapixels * 1e6:
-        raise BadImage(f"({width}x{height}) {too_large}")
-    if min(width, height) < options.min_side:
-        raise BadImage(f"is too small ({width}x{height}; data.min_side is {options.min_side})")
+    _check_size(*image.size, options)
     return image
 
 
-def decode(stream: BinaryIO, options: DataOptions, *, half: str = "") -> tuple[Pixels, bool]:
+def _check_size(width: int, height: int, options: DataOptions) -> None:
+    if width * height > options.max_megapixels * 1e6:
+        raise BadImage(f"({width}x{height}) {_too_large(options)}")
+    if min(width, height) < options.min_side:
+        raise BadImage(f"is too small ({width}x{height}; data.min_side is {options.min_side})")
+
+
+def _too_large(options: DataOptions) -> str:
+    return f"is larger than {options.max_megapixels:g} megapixels (data.max_megapixels)"
+
+
+def decode(
+    stream: BinaryIO, options: DataOptions, *, place: float | None = None, full: bool = False, half: str = ""
+) -> tuple[Pixels, bool]:
     """The image as [size, size, channels] uint8, and whether it had to be enlarged. Raises BadImage.
 
-    half: "left" or "right" of the file's picture, whose width must be even; "": all of it
+    half:  "left" or "right" of the file's picture, whose width must be even; "": all of it
+    place: where the largest square lies, from 0 (left or top) to below 1; None: as `options.crop` says
+    full:  decode every pixel of a large JPEG (see `_by_pillow`)
     """
+    full = full or bool(half)  # the border between two halves has to stay between two pixels
+    data = read_jpeg(stream)
+    pixels = None if data is None else _by_turbo(data, options, full)
+    if pixels is None:
+        stream.seek(0)
+        image = _by_pillow(stream, options, full)
+    elif pixels.shape == options.shape and not half:
+        return pixels, False
+    else:
+        image = flatten(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), options.channels)
+    if half:
+        image = half_of(image, half)
+    enlarged = min(image.size) < options.size
+    if options.crop == "center" or place is not None:
+        image = _square(image, place)
+    if image.size != (options.size, options.size):
+        image = image.resize((options.size, options.size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(options.shape), enlarged
+
+
+def _by_turbo(data: bytes, options: DataOptions, full: bool) -> Pixels | None:
+    """A JPEG by simplejpeg, [H, W, 1 or 3]; None where Pillow should decode it."""
+    header = jpeg_header(data)
+    if header is None:
+        return None
+    width, height, space = header
+    _check_size(width, height, options)
+    halved = not full and min(width, height) >= 4 * options.size
+    if halved or not is_upright(data):
+        return None
+    return decode_jpeg(data, grey=space == "Gray" and options.channels == 1)
+
+
+def _by_pillow(stream: BinaryIO, options: DataOptions, full: bool) -> Image.Image:
+    """Unless `full`, a JPEG of at least four times the wanted size is halved (up to three times) while decoding,
+    which is several times faster; at least twice the size remains for the Lanczos filter."""
     image = open_image(stream, options)
     try:
-        # A JPEG of at least four times the wanted size is halved (up to three times) while decoding, which
-        # is several times faster; at least twice the size remains for the Lanczos filter. Not of two side by side:
-        # their border has to stay between two pixels.
-        if not half:
+        if not full:
             image.draft(None, (2 * options.size, 2 * options.size))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # the parsers raise nearly anything on damaged bytes; all of it is reported
         raise _damaged(error) from error
-    image = flatten(image, options.channels)
-    if half:
-        image = half_of(image, half)
-    enlarged = min(image.size) < options.size
-    if options.crop == "center":
-        image = _center(image)
-    if image.size != (options.size, options.size):
-        image = image.resize((options.size, options.size), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(options.shape), enlarged
+    return flatten(image, options.channels)
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:
@@ -89,15 +125,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def decode_whole(stream: BinaryIO, options: DataOptions) -> Pixels:
     """The image as large as it is, [H, W, channels] uint8, upright. Raises BadImage."""
-    image = open_image(stream, options)
-    try:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # as above
-        raise _damaged(error) from error
-    pixels = np.asarray(flatten(image, options.channels))
+    pixels = np.asarray(_by_pillow(stream, options, full=True))
     return pixels.reshape(*pixels.shape[:2], options.channels)
 
 
@@ -109,10 +137,11 @@ def half_of(image: Image.Image, half: str) -> Image.Image:
     return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
 
 
-def _center(image: Image.Image) -> Image.Image:
-    """The largest centred square."""
+def _square(image: Image.Image, place: float | None) -> Image.Image:
+    """The largest square: centred, or at `place`, from 0 (left or top) to below 1 (right or bottom)."""
     side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    slack = [length - side for length in image.size]
+    left, top = (room // 2 if place is None else int(place * (room + 1)) for room in slack)
     return image.crop((left, top, left + side, top + side))
 
 

@@ -1,4 +1,12 @@
-"""Batches on the device, ahead of the trainer: one thread gathers while the device computes."""
+"""Batches on the device, ahead of the trainer. Three ways for the pixels, of which the size of the set decides:
+
+    resident   the whole set lies on the device; a batch is one gather there, and only its numbers cross the bus
+    mapped     one thread gathers from memory or from mapped files into pinned memory, copied on a stream of its own
+    decoded    the same, where images are JPEG or PNG files that a pool of threads decodes
+
+Batches are the same to the bit whichever way they come: a batch is a function of the images, the seed and its sample
+numbers. Pixels cross the bus as uint8; they are turned into floating point and mirrored where they are used.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +14,61 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import count
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastgan.contract import Batch
-from fastgan.data.image_set import ImageSet, Indices
-from fastgan.data.sampler import flips, image_order
-from fastgan.errors import FastganError
+from fastgan.data.image_set import ImageSet
+from fastgan.data.options import FEEDERS
+from fastgan.data.order import Order, Picks
+from fastgan.errors import FastganError, suggest
+from fastgan.kernels.ingest import ingest, ingest_into
 
 PREFETCH = 3  # batches that are ready or being made
 CLOSE_SECONDS = 10.0
-SOURCE_KEY = 0x5851F42D4C957F2D  # keeps the order of an independent second set apart from that of the first
+RESIDENT_SHARE = 0.25  # of the device's free memory: what the networks need comes on top, and is not known yet
+UPLOAD_BYTES = 64 << 20
+WAYS = {
+    "memory": "from memory by one thread",
+    "mapped": "memory-mapped, gathered by one thread",
+    "decoded": "decoded by a pool of threads",
+    "stream": "streamed and decoded by a pool of threads",
+}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The part of a slot that belongs to one of the two sets.
+
+    pixels: [N, H, W, C] uint8, or float32 for the CPU, or [N] int64 numbers of images that are resident
+    flipped: [N] bool, where images are mirrored
+    """
+
+    pixels: Tensor
+    flipped: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Host memory of one batch. images, source: [N, H, W, C], float32 for the CPU, else uint8; labels: [N] int64."""
+    """Host memory of one batch. labels: [N] int64."""
 
-    images: Tensor
+    images: _Side
     labels: Tensor | None
-    source: Tensor | None
+    source: _Side | None
+
+
+@dataclass
+class _Clock:
+    """What the thread has done so far."""
+
+    images: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +76,23 @@ class _Plan:
     """Which samples a rank gets, and the queues between the thread and the consumer."""
 
     images: ImageSet
-    seed: int
-    batch: int
-    stride: int  # samples that all ranks together take per batch
-    mirror: bool
+    source: ImageSet | None
+    order: Order
+    resident: bool
+    clock: _Clock = field(default_factory=_Clock)
     free: queue.SimpleQueue[_Slot | None] = field(default_factory=queue.SimpleQueue)
     ready: queue.SimpleQueue[_Slot | BaseException] = field(default_factory=queue.SimpleQueue)
     closed: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A batch whose copies are under way. done: an event after them, None where copies are not asynchronous."""
+
+    images: _Side
+    labels: Tensor | None
+    source: _Side | None
+    done: Any
 
 
 class Feeder:
@@ -57,10 +104,15 @@ class Feeder:
     batch: images per batch of this rank
     mirror: show a random half of the samples flipped left to right
     dtype: of the images, whose values are (uint8 - 127.5) / 127.5, computed in float32
+    source: a second set of images for each batch; None: that of `images`, if there is one
+    aligned: image number i of `source` is the partner of image i, and mirrored with it; else it comes in an order of
+        its own. As `images` says where `source` is None.
+    kind: "resident", "host" (the other two ways), or "auto": resident on a GPU where the images take up to a quarter of
+        the memory that is free
 
-    Raises FastganError when the batches of all ranks together exceed the set, and from `next` whatever went
-    wrong in the thread. A context manager; `close` ends the thread. The thread makes no device calls, so that
-    it does not disturb graph capture; copies are asynchronous, on the consumer's current stream.
+    Raises FastganError when the batches of all ranks together exceed the set, for pairs that are none, and from `next`
+    whatever went wrong in the thread. A context manager; `close` ends the thread. The thread makes no device calls, so
+    that it does not disturb graph capture; the next batch is copied while the device computes on the one before.
     """
 
     def __init__(
@@ -75,20 +127,28 @@ class Feeder:
         device: torch.device | str = "cpu",
         mirror: bool = False,
         dtype: torch.dtype = torch.float32,
+        source: ImageSet | None = None,
+        aligned: bool = False,
+        kind: str = "auto",
     ) -> None:
         assert batch >= 1
         assert 0 <= rank < world
         assert first_sample >= 0
-        if batch * world > len(images):
-            raise FastganError(
-                f"batch {batch * world} is larger than the {len(images)} images in {images.name}: "
-                f"use --batch {len(images) // world * world} or less"
-            )
+        if kind not in FEEDERS:
+            raise FastganError(f"data.feeder: unknown way {kind!r}{suggest(kind, FEEDERS)}")
+        if source is None:
+            source, aligned = images.source, images.aligned
+        _check_sets(images, source, aligned, batch, world)
         self.device, self.dtype = torch.device(device), dtype
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches so far."""
-        self._plan = _Plan(images, seed, batch, batch * world, mirror)
+        self.kind = "resident" if _is_resident(kind, images, source, self.device) else images.kind
+        order = Order(seed, len(images), batch, batch * world, mirror, len(source) if source else 0, aligned)
+        self._plan = _Plan(images, source, order, self.kind == "resident")
         self._sample = first_sample + rank * batch
+        self._staged: _Staged | BaseException | None = None
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._on_device = _upload(images, source, self.device) if self._plan.resident else (None, None)
         for _ in range(PREFETCH):
             self._plan.free.put(self._new_slot())
         self._thread = threading.Thread(
@@ -96,30 +156,36 @@ class Feeder:
         )
         self._thread.start()
 
+    @property
+    def images_per_second(self) -> float:
+        """How many images the thread makes ready in a second of its work; 0 before the first, and for resident ones."""
+        clock = self._plan.clock
+        return clock.images / clock.seconds if clock.seconds and not self._plan.resident else 0.0
+
+    @property
+    def description(self) -> str:
+        """The way of the images, for the log."""
+        if self._plan.resident:
+            where = "the GPU" if self.device.type == "cuda" else "the device"
+            size = sum(part.nbytes for part in self._on_device if part is not None)
+            return f"resident on {where} ({size / 1e6:,.1f} MB)"
+        return WAYS[self.kind]
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         assert not self._plan.closed.is_set(), "the feeder is closed"
-        begin = time.perf_counter()
-        slot = self._plan.ready.get()
-        self.wait_seconds += time.perf_counter() - begin
-        if isinstance(slot, BaseException):
-            self._plan.ready.put(slot)  # for whoever asks again
-            raise slot
-        self._plan.free.put(self._new_slot())
-        labels = None if slot.labels is None else slot.labels.to(self.device, non_blocking=True)
-        index = torch.arange(self._sample, self._sample + self._plan.batch, device=self.device)
-        self._sample += self._plan.stride
-        source = None if slot.source is None else self._on_device(slot.source)
-        return Batch(self._on_device(slot.images), labels, index, source)
-
-    def _on_device(self, images: Tensor) -> Tensor:
-        """[N, H, W, C] in host memory as [N, C, H, W] in [-1, 1], channels-last."""
-        images = images.to(self.device, non_blocking=True)
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32).sub_(127.5).div_(127.5)
-        return images.to(self.dtype).permute(0, 3, 1, 2)
+        staged = self._staged or self._stage(wait=True)
+        self._staged = None
+        if isinstance(staged, BaseException):
+            self._staged = staged  # for whoever asks again
+            raise staged
+        assert staged is not None
+        batch = self._finish(staged)
+        if self._stream is not None:
+            self._staged = self._stage(wait=False)  # copied while the device computes on this batch
+        return batch
 
     def close(self) -> None:
         """Ends the thread; what it is reading is finished first, but not waited for beyond ten seconds."""
@@ -135,58 +201,147 @@ class Feeder:
     ) -> None:
         self.close()
 
+    def _stage(self, wait: bool) -> _Staged | BaseException | None:
+        """Begins to copy the next batch; None where it is not ready and must not be waited for."""
+        begin = time.perf_counter()
+        try:
+            slot = self._plan.ready.get(block=wait)
+        except queue.Empty:
+            return None
+        if wait:
+            self.wait_seconds += time.perf_counter() - begin
+        if isinstance(slot, BaseException):
+            return slot
+        self._plan.free.put(self._new_slot())
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            images, source = self._copy(slot.images), None if slot.source is None else self._copy(slot.source)
+            labels = None if slot.labels is None else slot.labels.to(self.device, non_blocking=True)
+            done = None if self._stream is None else self._stream.record_event()
+        return _Staged(images, labels, source, done)
+
+    def _copy(self, side: _Side) -> _Side:
+        flipped = None if side.flipped is None else side.flipped.to(self.device, non_blocking=True)
+        return _Side(side.pixels.to(self.device, non_blocking=True), flipped)
+
+    def _finish(self, staged: _Staged) -> Batch:
+        """The batch in floating point, on the consumer's current stream."""
+        if staged.done is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(staged.done)
+            sides = [staged.images, *([staged.source] if staged.source else [])]
+            for tensor in (staged.labels, *(t for side in sides for t in (side.pixels, side.flipped))):
+                if tensor is not None:
+                    tensor.record_stream(current)
+        index = torch.arange(self._sample, self._sample + self._plan.order.batch, device=self.device)
+        self._sample += self._plan.order.stride
+        source = None if staged.source is None else self._pixels(staged.source, self._on_device[1])
+        return Batch(self._pixels(staged.images, self._on_device[0]), staged.labels, index, source)
+
+    def _pixels(self, side: _Side, resident: Tensor | None) -> Tensor:
+        """[N, C, H, W] in `dtype`, channels-last."""
+        if side.pixels.dtype == torch.float32:  # by the thread, on the CPU
+            return side.pixels.to(self.dtype).permute(0, 3, 1, 2)
+        pixels = side.pixels if resident is None else resident.index_select(0, side.pixels)
+        return ingest(pixels, side.flipped, self.dtype)
+
     def _new_slot(self) -> _Slot:
         """Fresh memory. Pinned memory comes from torch's cache, which waits for the copies out of it."""
-        images, on_cpu, pin = self._plan.images, self.device.type == "cpu", self.device.type == "cuda"
-        count = self._plan.batch
+        plan, pin = self._plan, self.device.type == "cuda"
+        number = plan.order.batch
 
-        def pixels(of: ImageSet) -> Tensor:
-            shape = (count, of.size, of.size, of.channels)
-            return torch.empty(shape, dtype=torch.float32 if on_cpu else torch.uint8, pin_memory=pin)
+        def side(images: ImageSet) -> _Side:
+            on_device = plan.resident or self.device.type != "cpu"
+            shape: tuple[int, ...] = (number, images.size, images.size, images.channels)
+            kind = torch.uint8 if on_device else torch.float32
+            if plan.resident:
+                shape, kind = (number,), torch.int64
+            flipped = torch.empty(number, dtype=torch.bool, pin_memory=pin) if plan.order.mirror else None
+            return _Side(torch.empty(shape, dtype=kind, pin_memory=pin), flipped)
 
-        labels = None if images.labels is None else torch.empty(count, dtype=torch.int64, pin_memory=pin)
-        return _Slot(pixels(images), labels, None if images.source is None else pixels(images.source))
+        labels = None if plan.images.labels is None else torch.empty(number, dtype=torch.int64, pin_memory=pin)
+        return _Slot(side(plan.images), labels, None if plan.source is None else side(plan.source))
+
+
+def _check_sets(images: ImageSet, source: ImageSet | None, aligned: bool, batch: int, world: int) -> None:
+    smaller = min((s for s in (images, source) if s is not None), key=len)
+    if batch * world > len(smaller):
+        raise FastganError(
+            f"batch {batch * world} is larger than the {len(smaller)} images in {smaller.name}: "
+            f"use --batch {len(smaller) // world * world} or less"
+        )
+    if source is None or not aligned:
+        return
+    if len(source) != len(images):
+        raise FastganError(
+            f"pairs: {images.name} has {len(images):,} images, but {source.name} has {len(source):,}; give as many, "
+            "with the same names"
+        )
+    if images.names_sha256 and source.names_sha256 and images.names_sha256 != source.names_sha256:
+        raise FastganError(
+            f"pairs: images in {images.name} and in {source.name} have different names or another order; give the "
+            "partners the same names (endings apart), and pack both or none, with the same seed"
+        )
+
+
+def _is_resident(kind: str, images: ImageSet, source: ImageSet | None, device: torch.device) -> bool:
+    """Whether the images go onto the device, all of them."""
+    if kind != "auto":
+        return kind == "resident"
+    sets = [images, *([source] if source else [])]
+    if device.type != "cuda" or any(one.kind == "stream" for one in sets):
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(one.nbytes for one in sets) <= RESIDENT_SHARE * free
+
+
+def _upload(images: ImageSet, source: ImageSet | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """All images of both sets on the device, [count, H, W, C] uint8."""
+
+    def upload(one: ImageSet) -> Tensor:
+        whole = torch.empty((len(one), one.size, one.size, one.channels), dtype=torch.uint8, device=device)
+        step = max(1, UPLOAD_BYTES // (one.size * one.size * one.channels))
+        for start in range(0, len(one), step):
+            numbers = np.arange(start, min(start + step, len(one)))
+            whole[start : start + len(numbers)] = torch.from_numpy(one.read(numbers)).to(device)
+        return whole
+
+    return upload(images), upload(source) if source is not None else None
 
 
 def _produce(plan: _Plan, first: int) -> None:
     """The thread: fills slots until it is closed, or hands over what went wrong and ends."""
     try:
-        for start in count(first, plan.stride):
+        for picks in plan.order.picks(first):
             slot = plan.free.get()
             if slot is None or plan.closed.is_set():
                 return
-            _fill(slot, plan, np.arange(start, start + plan.batch, dtype=np.int64))
+            began = time.perf_counter()
+            _fill(slot, plan, picks)
+            plan.clock.seconds += time.perf_counter() - began
+            plan.clock.images += plan.order.batch
             plan.ready.put(slot)
     except BaseException as error:
         plan.ready.put(error)
 
 
-def _fill(slot: _Slot, plan: _Plan, samples: Indices) -> None:
-    """Writes the images, labels and source of `samples` [N] into `slot`."""
-    images = plan.images
-    indices = image_order(plan.seed, len(images), samples)
-    flipped = flips(plan.seed, samples) if plan.mirror else None
-    _fill_pixels(slot.images, images, indices, flipped)
-    if slot.labels is not None:
-        assert images.labels is not None
-        np.take(images.labels, indices, out=slot.labels.numpy(), mode="clip")
+def _fill(slot: _Slot, plan: _Plan, picks: Picks) -> None:
+    """Writes the images and labels of one batch into `slot`."""
+    _fill_side(slot.images, plan, plan.images, picks.images, picks.flipped)
     if slot.source is not None:
-        assert images.source is not None
-        if not images.aligned:  # an order and flips of its own
-            seed = plan.seed ^ SOURCE_KEY
-            indices = image_order(seed, len(images.source), samples)
-            flipped = flips(seed, samples) if plan.mirror else None
-        _fill_pixels(slot.source, images.source, indices, flipped)
+        assert plan.source is not None
+        assert picks.source is not None
+        _fill_side(slot.source, plan, plan.source, picks.source, picks.source_flipped)
+    if slot.labels is not None:
+        plan.images.labels_of(picks.images, slot.labels.numpy())
 
 
-def _fill_pixels(out: Tensor, images: ImageSet, indices: Indices, flipped: NDArray[np.bool_] | None) -> None:
-    """Images number `indices` [N] into `out` [N, H, W, C]; those that are `flipped` [N] mirrored."""
-    target = out.numpy()
-    raw = images.read(indices, out=target if target.dtype == np.uint8 else None)
-    if flipped is not None:
-        whole = raw.view(f"V{raw.shape[-1]}")  # a pixel as one item: a third of the time
-        whole[flipped] = whole[flipped][:, :, ::-1]
-    if target.dtype == np.float32:
-        # NumPy, not torch: a second thread with torch operations would start a second pool of OpenMP threads.
-        np.subtract(raw, np.float32(127.5), out=target, dtype=np.float32)
-        np.divide(target, np.float32(127.5), out=target)
+def _fill_side(side: _Side, plan: _Plan, images: ImageSet, numbers: Any, flipped: Any) -> None:
+    target = side.pixels.numpy()
+    if side.flipped is not None:
+        side.flipped.numpy()[:] = flipped
+    if plan.resident:
+        target[:] = numbers
+    elif target.dtype == np.uint8:
+        images.read(numbers, out=target)
+    else:
+        ingest_into(side.pixels, torch.from_numpy(images.read(numbers)), side.flipped)

@@ -20,6 +20,7 @@ from fastgan.data.decode import SUFFIXES, BadImage
 from fastgan.data.image_set import Indices
 from fastgan.errors import FastganError
 
+MOST_BYTES = 512 << 20  # of one file; a 16-bit RGBA image of 64 megapixels, not compressed, takes as much
 # What zipfile raises for members that are damaged, encrypted (RuntimeError) or compressed in an unknown way.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
 
@@ -30,21 +31,40 @@ class Files:
 
     name: the source, as the user gave it
     names: paths inside it with "/" between the parts, sorted, the same on every file system
-    open: index -> the file's bytes; raises BadImage
+    open: index -> the file's bytes, of which a header may be all that is wanted; raises BadImage
     ignored: how many files of other kinds were passed over (hidden ones are not counted)
+    at_once: `read`, where there is a faster way than `open`
+    stamp: changes when an archive is written anew; "" for a folder
     half: "left" or "right" where each file holds two images side by side and this one is meant
+    labels, classes: as in ImageSet, where the source has labels of its own beside the images; else None and ()
     """
 
     name: str
     names: tuple[str, ...]
     open: Callable[[int], BinaryIO]
     ignored: int
+    labels: Indices | None = None
+    classes: tuple[str, ...] = ()
+    stamp: str = ""
+    at_once: Callable[[int], bytes] | None = None
     half: str = ""
 
-    def only(self, numbers: Sequence[int]) -> Files:
-        """The files number `numbers`, in that order."""
-        names = tuple(self.names[i] for i in numbers)
-        return replace(self, names=names, open=lambda index: self.open(numbers[index]))
+    def read(self, index: int) -> bytes:
+        """All bytes of a file, at most MOST_BYTES of them. Raises BadImage."""
+        if self.at_once is not None:
+            return self.at_once(index)
+        with self.open(index) as stream:
+            return stream.read(MOST_BYTES)
+
+    def keep(self, kept: Indices) -> Files:
+        """The files of numbers `kept`, in that order."""
+        names = tuple(self.names[i] for i in kept)
+        labels = None if self.labels is None else self.labels[kept]
+        return replace(self, names=names, open=lambda i: self.open(int(kept[i])), labels=labels, at_once=None)
+
+    def classified(self) -> tuple[Indices | None, tuple[str, ...]]:
+        """Labels [len(names)] and names of classes: its own, or those of the sub-folders."""
+        return (self.labels, self.classes) if self.labels is not None else classes_of(self.names)
 
 
 def list_folder(path: Path) -> Files:
@@ -79,7 +99,24 @@ def list_folder(path: Path) -> Files:
         except OSError as error:
             raise BadImage(f"cannot be opened ({error.strerror})") from error
 
-    return Files(printable(str(path)), tuple(names), open_file, ignored)
+    root = str(path)
+
+    def read_file(index: int) -> bytes:
+        try:
+            # Four system calls: Python's open() makes eight, which for small images is a third of all the time.
+            # Not to block: a pipe would wait for who writes into it.
+            file = os.open(f"{root}/{names[index]}", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            try:
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadImage("is not a regular file")
+                return os.read(file, min(status.st_size, MOST_BYTES))
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise BadImage(f"cannot be opened ({error.strerror})") from error
+
+    return Files(printable(root), tuple(names), open_file, ignored, at_once=read_file)
 
 
 def one_file(path: Path) -> Files:
@@ -111,8 +148,8 @@ def list_zip(path: Path, *, max_bytes: float) -> Files:
         ) from error
     members = [member for member in archive.infolist() if not member.is_dir()]
     for member in members:
-        _refuse_unsafe(name, member)
-    visible = [m for m in members if not any(p.startswith((".", "__MACOSX")) for p in m.filename.split("/"))]
+        refuse_unsafe(name, member.filename, link=stat.S_ISLNK(member.external_attr >> 16))
+    visible = [member for member in members if not is_hidden(member.filename)]
     images = [m for m in visible if m.filename.lower().endswith(SUFFIXES)]
     images.sort(key=lambda member: member.filename)
     lock = threading.Lock()  # a ZipFile counts its readers without one
@@ -166,13 +203,19 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise FastganError(f"{printable(str(folder))}: cannot be listed ({error.strerror})") from error
 
 
-def _refuse_unsafe(archive: str, member: zipfile.ZipInfo) -> None:
+def is_hidden(member: str) -> bool:
+    """Whether a member of an archive is one that file managers hide."""
+    parts = member.removeprefix("./").split("/")
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def refuse_unsafe(archive: str, member: str, *, link: bool) -> None:
     """Refuses what reaches outside of the archive: nothing is extracted, but no honest archive has it."""
-    parts = member.filename.replace("\\", "/").split("/")
+    parts = member.replace("\\", "/").split("/")
     if parts[0] == "" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
         kind = "an absolute path or '..'"
-    elif stat.S_ISLNK(member.external_attr >> 16):
+    elif link:
         kind = "a link"
     else:
         return
-    raise FastganError(f"{archive}: {printable(member.filename)!r} is {kind}; pack the archive without it")
+    raise FastganError(f"{archive}: {printable(member)!r} is {kind}; pack the archive without it")

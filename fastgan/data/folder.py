@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 
 from fastgan.data.decode import BadImage, decode, open_image
-from fastgan.data.files import Files, classes_of, printable
-from fastgan.data.image_set import ImageSet, Indices, Pixels, describe, fetch_from
+from fastgan.data.files import Files, printable
+from fastgan.data.image_set import ImageSet, Indices, Pixels, describe, fetch_from, hash_names
 from fastgan.data.options import DataOptions
 from fastgan.errors import FastganError
 
@@ -52,7 +52,7 @@ def load(files: Files, options: DataOptions, progress: Progress | None = None) -
     kept = np.array([i for i in range(count) if i not in bad], np.int64)
     if in_memory and bad:
         pixels = pixels[kept]
-    labels, classes = classes_of([files.names[i] for i in kept])
+    labels, classes = files.classified() if len(kept) == count else files.keep(kept).classified()
     return ImageSet(
         name=files.name,
         size=options.size,
@@ -70,6 +70,9 @@ def load(files: Files, options: DataOptions, progress: Progress | None = None) -
             notes=_notes(files, int(enlarged[kept].sum()), len(bad), options),
         ),
         left_out=tuple(bad[i] for i in sorted(bad)),
+        kind="memory" if in_memory else "decoded",
+        unpacked=True,
+        names_sha256=hash_names(files.names[i] for i in kept),
     )
 
 
@@ -77,21 +80,28 @@ def _fetch_on_demand(files: Files, kept: Indices, options: DataOptions) -> Calla
     pool = ThreadPoolExecutor(options.threads, thread_name_prefix="fastgan-decode")
 
     def fetch(indices: Indices, out: Pixels) -> None:
-        def decode_into(position: int) -> None:
-            file = int(kept[indices[position]])
-            try:
-                with files.open(file) as stream:
-                    out[position], _ = decode(stream, options, half=files.half)
-            except BadImage as error:
-                raise FastganError(
-                    f"{files.name}: {printable(files.names[file])} {error}; replace or remove it, or raise "
-                    "data.memory_gb so that every image is decoded and checked at the start"
-                ) from error
+        def decode_into(positions: range) -> None:
+            for position in positions:
+                file = int(kept[indices[position]])
+                try:
+                    with files.open(file) as stream:
+                        out[position], _ = decode(stream, options, half=files.half)
+                except BadImage as error:
+                    raise FastganError(
+                        f"{files.name}: {printable(files.names[file])} {error}; replace or remove it, or raise "
+                        "data.memory_gb so that every image is decoded and checked at the start"
+                    ) from error
 
-        for _ in pool.map(decode_into, range(len(indices))):
+        for _ in pool.map(decode_into, shares(len(indices), options.threads)):
             pass
 
     return fetch
+
+
+def shares(count: int, threads: int) -> list[range]:
+    """range(count) in pieces: a few for every thread, since a piece costs as much to hand over as a small image."""
+    step = max(1, count // (4 * threads))
+    return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _for_each(task: Callable[[int], None], count: int, threads: int, progress: Progress | None) -> None:

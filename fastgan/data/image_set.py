@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastgan.errors import FastganError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Indices: TypeAlias = NDArray[np.int64]
@@ -24,6 +26,10 @@ class ImageSet:
     classes: names of the classes, in the order of their numbers; () without labels
     summary: one line for the log
     left_out: one line for each unusable image that was left out
+    kind: where `fetch` has the pixels from, which decides how they reach the device:
+        "memory", "mapped" (raw in files that are mapped), "decoded" (whenever they are asked for) or "stream"
+    unpacked: whether these are files that `fastgan pack` would take
+    names_sha256: hash of the images' names without endings, in order; sets that share it are aligned; "" if unknown
     source: the second set of a translation, None where there is none
     aligned: image number i of `source` is the partner of image number i; else the two are independent
     """
@@ -37,6 +43,9 @@ class ImageSet:
     labels: Indices | None = None
     classes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    kind: Literal["memory", "mapped", "decoded", "stream"] = "memory"
+    unpacked: bool = False
+    names_sha256: str = ""
     source: ImageSet | None = None
     aligned: bool = False
 
@@ -49,11 +58,29 @@ class ImageSet:
         Raises FastganError for an image that turns out to be unusable only now.
         """
         assert indices.ndim == 1
-        assert ((indices >= 0) & (indices < self.count)).all()
+        assert len(indices) == 0 or (indices.min() >= 0 and indices.max() < self.count)
         if out is None:
             out = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
         self.fetch(indices, out)
         return out
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images, decoded."""
+        return self.count * self.size * self.size * self.channels
+
+    def labels_of(self, indices: Indices, out: Indices) -> None:
+        """Writes the class numbers of images `indices` [N] into `out` [N]; the set has labels.
+
+        Raises FastganError for a label that is no class: labels that are mapped from a file are not read before.
+        """
+        assert self.labels is not None
+        np.take(self.labels, indices, out=out, mode="clip")
+        if len(out) and not (out.min() >= 0 and out.max() < len(self.classes)):
+            raise FastganError(
+                f"{self.name}: damaged labels: expected 0 to {len(self.classes) - 1}, got {out.min()} to {out.max()}; "
+                "fastgan pack --verify says more"
+            )
 
 
 def fetch_from(pixels: Pixels) -> Callable[[Indices, Pixels], None]:
@@ -64,6 +91,14 @@ def fetch_from(pixels: Pixels) -> Callable[[Indices, Pixels], None]:
         np.take(pixels, indices, axis=0, out=out, mode="clip")
 
     return fetch
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """SHA-256 of names without their endings: `a/1.png` and `a/1.jpg` are a pair."""
+    total = hashlib.sha256()
+    for name in names:
+        total.update(name.rpartition(".")[0].encode(errors="surrogateescape") + b"\0")
+    return total.hexdigest()
 
 
 def describe(

@@ -10,6 +10,7 @@ from fastgan.errors import FastganError, suggest
 CROPS = ("center", "none")
 PAIRS = ("", "side_by_side", "folders", "unpaired")
 DIRECTIONS = ("AtoB", "BtoA")
+FEEDERS = ("auto", "resident", "host")
 PILLOW_LIMIT = 178.0  # megapixels; above it Pillow itself refuses, as a decompression bomb
 
 
@@ -23,8 +24,9 @@ class DataOptions:
     """
 
     path: str = "digits"
-    """A folder of PNG, JPEG and WebP images, a .zip of one, "digits": those that scikit-learn ships, or "photos":
-    patches of photographs that scikit-learn and scikit-image ship, without those of "photos:held-out"."""
+    """A folder of PNG, JPEG and WebP images, a .zip or .tar of one, WebDataset tars (a folder of them, or
+    name-{000..099}.tar), a pack (fastgan pack), "digits": those that scikit-learn ships, or "photos": patches of
+    photographs that scikit-learn and scikit-image ship, without those of "photos:held-out"."""
 
     size: int = 64
     """Side of the square images, in pixels."""
@@ -37,7 +39,7 @@ class DataOptions:
 
     pairs: str = ""
     """Images to translate from: "" (none), "side_by_side" (each file holds a pair, A left and B right), "folders"
-    (A/ and B/, partners by name) or "unpaired" (A/ and B/, independent); the folders may be trainA/ and trainB/, too."""
+    (A/ and B/, partners by name) or "unpaired" (A/ and B/, independent); or of trainA/ and trainB/."""
 
     direction: str = "AtoB"
     """Of pairs: "AtoB" translates A into B, "BtoA" the other way."""
@@ -50,6 +52,11 @@ class DataOptions:
 
     mirror: bool = False
     """Show a random half of the images mirrored left to right."""
+
+    feeder: str = "auto"
+    """How images reach the device. "resident": all of them lie on it; "host": they come batch by batch, from memory,
+    from a mapped pack or from threads that decode; "auto": resident on a GPU where they take up to a quarter of its
+    free memory. The batches are the same."""
 
     memory_gb: float = 4.0
     """A set that takes up to this much, decoded, is decoded once and kept in memory (of each process). Of a larger
@@ -68,6 +75,8 @@ class DataOptions:
     """Threads that decode; 0 for one per core."""
 
     def __post_init__(self) -> None:
+        if self.feeder not in FEEDERS:
+            raise FastganError(f"data.feeder: unknown way {self.feeder!r}{suggest(self.feeder, FEEDERS)}")
         if self.crop not in CROPS:
             raise FastganError(f"data.crop: unknown crop {self.crop!r}{suggest(self.crop, CROPS)}")
         for name, known in (("pairs", PAIRS), ("direction", DIRECTIONS)):

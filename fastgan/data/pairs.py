@@ -4,21 +4,26 @@
     folders        A/*.jpg and B/*.jpg           partners have the same name, whatever its ending
     unpaired       A/*.jpg and B/*.jpg           two domains, independent: CycleGAN data sets
 
-The folders may lie below others, and may be called trainA and trainB. The result is the set of targets, with the set of
-sources as its `source`.
+The folders may lie below others, and may be called trainA and trainB; A and B may be packs. The
+result is the set of targets, with the set of sources as its `source`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
+
+import numpy as np
 
 from fastgan.data.decode import BadImage, open_image
 from fastgan.data.files import Files, printable
 from fastgan.data.folder import MIN_IMAGES, load
 from fastgan.data.image_set import ImageSet
 from fastgan.data.options import DataOptions
+from fastgan.data.pack_format import is_pack
+from fastgan.data.pack_reader import open_pack
 from fastgan.errors import FastganError
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -47,27 +52,34 @@ def load_pairs(files: Files, options: DataOptions, progress: Progress | None = N
         # Only now is it known that a partner of theirs is damaged: once more, without the pair.
         bad = {line for images in (a, b) for line in images.left_out}
         kept = [i for i in range(len(sides[0].names)) if not any(_is_about(bad, side.names[i]) for side in sides)]
-        a, b = (load(side.only(kept), options, progress) for side in sides)
+        a, b = (load(side.keep(np.array(kept, np.int64)), options, progress) for side in sides)
+    return _joined(files.name, a, b, options)
+
+
+def open_packs(folder: Path, options: DataOptions) -> ImageSet | None:
+    """The same of two packs, A and B, in `folder`; None where they are none."""
+    pairs = [(folder / a, folder / b) for a, b in DOMAINS if is_pack(folder / a) and is_pack(folder / b)]
+    if not pairs or options.pairs == "side_by_side":
+        return None
+    a, b = (open_pack(path, options) for path in pairs[0])
+    return _joined(printable(str(folder)), a, b, options)
+
+
+def _joined(name: str, a: ImageSet, b: ImageSet, options: DataOptions) -> ImageSet:
     source, target = (a, b) if options.direction == "AtoB" else (b, a)
-    return _joined(files, source, target, options)
-
-
-def _joined(files: Files, source: ImageSet, target: ImageSet, options: DataOptions) -> ImageSet:
-    aligned = options.pairs != "unpaired"
     what = {
         "side_by_side": "pairs side by side",
         "folders": "pairs from two folders",
         "unpaired": f"unpaired, with {len(source):,} images to translate from",
     }[options.pairs]
-    plain = replace(source, labels=None, classes=())
     return replace(
         target,
-        name=files.name,
+        name=name,
         labels=None,  # sub-folders of a data set of pairs are its domains
         classes=(),
         summary=f"{target.summary}; {what}, {options.direction}",
-        source=plain,
-        aligned=aligned,
+        source=replace(source, labels=None, classes=()),
+        aligned=options.pairs != "unpaired",
     )
 
 
@@ -86,7 +98,7 @@ def _domains(files: Files) -> tuple[Files, Files]:
                     )
             first, second = (
                 replace(
-                    files.only([i for i, _ in members]),
+                    files.keep(np.array([i for i, _ in members], np.int64)),
                     name=f"{files.name}/{name}",
                     names=tuple("/".join(parts[i][at + 1 :]) for i, at in members),
                 )
@@ -117,7 +129,8 @@ def _partners(a: Files, b: Files) -> tuple[Files, Files]:
                 "them, or use data.pairs=unpaired"
             )
     stems = sorted(numbers[0])
-    return a.only([numbers[0][stem] for stem in stems]), b.only([numbers[1][stem] for stem in stems])
+    first, second = (np.array([found[stem] for stem in stems], np.int64) for found in numbers)
+    return a.keep(first), b.keep(second)
 
 
 def _by_stem(files: Files) -> dict[str, int]:
@@ -147,7 +160,7 @@ def _without_bad(
     if not bad or len(bad) > options.max_bad * len(a.names):
         return a, b
     kept = [i for i in range(len(a.names)) if i not in set(bad)]
-    return a.only(kept), b.only(kept)
+    return a.keep(np.array(kept, np.int64)), b.keep(np.array(kept, np.int64))
 
 
 def _check_width(a: Files, b: Files, number: int, options: DataOptions) -> None:

@@ -25,6 +25,8 @@ MAX_COUNT = 2**40
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FLIPS = 0xD1B54A32D192ED03  # keeps the flips apart from the order
+_PLACES = 0x8CB92BA72F3D8DD7  # and the places of random crops
+_SECOND = 0xA0761D6478BD642F  # and the order of a second set of images
 
 
 def image_order(seed: int, count: int, samples: Indices) -> Indices:
@@ -49,6 +51,17 @@ def flips(seed: int, samples: Indices) -> NDArray[np.bool_]:
     """Whether each of the global sample numbers `samples` [N] is shown mirrored: a coin of (seed, number)."""
     coins = _mix(_hash(seed ^ _FLIPS) + samples.astype(np.uint64)) >> np.uint64(63)
     return coins.astype(np.bool_)
+
+
+def uniform(seed: int, images: Indices) -> NDArray[np.float64]:
+    """A number in [0, 1) for each of the image numbers `images` [N]: a function of (seed, number)."""
+    bits = _mix(_hash(seed ^ _PLACES) + images.astype(np.uint64)) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
+
+
+def second_seed(seed: int) -> int:
+    """The seed of a second set that is shown in an order of its own."""
+    return seed ^ _SECOND
 
 
 def _shuffle(

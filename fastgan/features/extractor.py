@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class FeatureProtocol:
 
     network: inception, vgg16, digits, or the file's name;  layer: which of its outputs
     resize:  how images are brought to the network's size;  weights: SHA-256 of the file;  verified: how far, in words
-    arithmetic: fp32, or tf32 where PyTorch's convolutions round their input to it (its default on GPUs that can)
+    arithmetic: fp32, bf16 where that was asked for, or tf32 where PyTorch's convolutions round their input to it (its
+                default on GPUs that can)
     """
 
     network: str
@@ -60,12 +61,14 @@ class Extractor:
 
     Every image is treated alone: what comes out does not depend on the batch beyond rounding.
     logits: class logits [N, classes] from the features, as the Inception score takes them; None where there are none
+    exact:  of a network in bf16 the same one in full precision, to measure against
     """
 
     protocol: FeatureProtocol
     run: Callable[[Tensor], Tensor]
     device: torch.device
     logits: Callable[[Tensor], Tensor] | None = None
+    exact: Extractor | None = None
 
     @property
     def name(self) -> str:
@@ -88,6 +91,7 @@ def open_extractor(
     weights: str | os.PathLike[str] | None = None,
     download: bool = False,
     resize: str = "tensorflow",
+    bf16: bool = False,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Extractor:
@@ -98,12 +102,16 @@ def open_extractor(
     weights:  file of the published weights; else they are looked for in the cache folder, or, with `download`, loaded
               from the published address, and verified in any case
     resize:   "tensorflow", "pytorch" or "clean", for the Inception
+    bf16:     the Inception and VGG16 in bf16: scores are close to those in fp32, and not the same; `evaluate` measures
+              by how much on a sample
     device:   the GPU where there is one, by default
     Raises FastganError for an unknown name, layer or file, and for weights that are not there or damaged.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     text = os.fspath(features)
     network, _, layer = text.partition(":")
+    if bf16:
+        _check_bf16(network, place)
     if network not in NETWORKS:
         if Path(text).suffix in (".pt", ".pt2", ".ts", ".jit") or os.path.exists(text):
             return _from_file(Path(text), place)
@@ -120,8 +128,33 @@ def open_extractor(
     if network == "digits":
         return _digits(layer, place)
     if network == "vgg16":
-        return _vgg16(layer, obtain(VGG16, weights, download=download, progress=progress), place)
-    return _inception(layer, obtain(INCEPTION, weights, download=download, progress=progress), resize, place)
+        exact = _vgg16(layer, obtain(VGG16, weights, download=download, progress=progress), place)
+    else:
+        exact = _inception(layer, obtain(INCEPTION, weights, download=download, progress=progress), resize, place)
+    return in_bf16(exact) if bf16 else exact
+
+
+def in_bf16(exact: Extractor) -> Extractor:
+    """The same network with products and convolutions in bf16 (autocast); features are fp32 again after it."""
+
+    def run(images: Tensor) -> Tensor:
+        with torch.autocast(exact.device.type, torch.bfloat16):
+            return exact.run(images)
+
+    return replace(exact, protocol=replace(exact.protocol, arithmetic="bf16"), run=run, exact=exact)
+
+
+def _check_bf16(network: str, device: torch.device) -> None:
+    """Raise FastganError where bf16 is not offered, or would be slower than fp32."""
+    if network not in ("inception", "vgg16"):
+        raise FastganError(f"bf16: offered for inception and vgg16, not for {network!r}; leave --bf16 out")
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            there = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        there = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not there:
+        raise FastganError(f"bf16: {device} has no instructions for it and would be slower; leave --bf16 out")
 
 
 def _arithmetic(device: torch.device) -> str:

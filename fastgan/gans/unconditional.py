@@ -8,6 +8,11 @@ Players: a generator G(z) and a critic D(x). A step is
 The last critic turn keeps the graph of its G(z), and the generator's turn goes on from there: the generator does
 not change in between, so this is the same algorithm with one generator pass less.
 
+Simultaneous updates are another algorithm: the generator follows the gradient that the critic gives before its own
+update (Jacobi's order instead of Gauss and Seidel's; Mescheder et al. 2017, arXiv:1705.10461, section 2). That gradient
+is  d loss.generator / d D(G(z)) * g,  with g the slope of the critic at the fakes, which R2 needs anyway: the
+generator's turn takes no pass of the critic.
+
 Penalties: R1 on reals (Mescheder et al. 2018, arXiv:1801.04406), R2 on fakes (the same; Huang et al. 2024,
 arXiv:2501.05441), WGAN-GP on interpolates (Gulrajani et al. 2017, arXiv:1704.00028). With penalty_every = k they
 are part of every k-th step only, k times as strong ("lazy", Karras et al. 2020, arXiv:1912.04958).
@@ -22,6 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, Networks, Turn
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.latents import check_distribution, draw_latents, way
@@ -45,6 +51,8 @@ class UnconditionalGAN:
     wgan_gp:             lambda in lambda * mean (|grad D| - 1)^2 on interpolates
     penalty_every:       penalties in every k-th step only, k times as strong
     critic_steps:        critic turns per generator turn
+    augment:             augmentation of what the critic sees, reals and fakes alike (fastgan.augment)
+    simultaneous:        the generator learns from the critic as it was before the step's last update of it
     """
 
     networks: Networks = field(default_factory=DCGAN)
@@ -56,6 +64,8 @@ class UnconditionalGAN:
     wgan_gp: Scheduled = 0.0
     penalty_every: int = 1
     critic_steps: int = 1
+    augment: Augment = field(default_factory=Augment)
+    simultaneous: bool = False
 
     averaged = ("generator",)
 
@@ -69,9 +79,17 @@ class UnconditionalGAN:
         for name in ("latent", "penalty_every", "critic_steps"):
             if getattr(self, name) < 1:
                 raise FastganError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.augment.steered and self.loss in ("relativistic", "wasserstein"):
+            raise FastganError(
+                f"augment.target steers by the sign of the critic's logits, which has no meaning with the loss "
+                f"{self.loss!r}; set augment.target=0 and augment.p to a number or a schedule"
+            )
 
     def schedules(self) -> dict[str, Scheduled]:
-        return {name: getattr(self, name) for name in self._penalties}
+        return {name: getattr(self, name) for name in self._penalties} | self.augment.schedules()
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        return self.augment.memory(device)
 
     @property
     def _penalties(self) -> tuple[str, ...]:
@@ -130,11 +148,14 @@ class _Play:
         scalars: Mapping[str, Tensor],
     ) -> None:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
-        self.loss = LOSSES[options.loss]
+        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars)
         self.fake: Tensor | None = None
+        # The generator's loss, the fakes as the critic saw them, and the gradient of the one by the other.
+        self.ready: tuple[Tensor, Tensor, Tensor] | None = None
 
     def critic_turn(self, *, keep: bool, penalised: bool) -> Callable[[Batch, Draw], dict[str, Tensor]]:
         """Critic turn as a function of (batch, draw). keep: leave the fakes and their graph to the generator."""
+        simultaneous = keep and self.options.simultaneous
 
         def gradients(batch: Batch, draw: Draw) -> dict[str, Tensor]:
             latents = self.options.latents(draw).to(batch.images.dtype)
@@ -143,21 +164,36 @@ class _Play:
             self.fake = fake if keep else None
             names = self.options._penalties if penalised else ()
             weights = {name: self.scalars[name] * self.options.penalty_every for name in names}
+            raw = bool(self.augment) and bool(names) and self.options.augment.penalty == "raw"
+            critic: Callable[[Tensor], Tensor] = self.critic
+            real, fake = batch.images, fake if simultaneous else fake.detach()
+            if raw:
+                critic = self.augment.seen_through(critic, draw)
+            else:
+                real, fake = self.augment(real, draw), self.augment(fake, draw)
             result = critic_backward(
-                self.critic,
-                batch.images,
+                critic,
+                real,
                 fake.detach(),
                 self.loss.critic,
                 r1=weights.get("r1", 0.0),
                 r2=weights.get("r2", 0.0),
                 wgan_gp=weights.get("wgan_gp", 0.0),
                 epsilon=draw.uniform().to(batch.images.dtype) if "wgan_gp" in names else None,
+                method="autograd" if raw else "auto",
+                generator_loss=self.loss.generator if simultaneous else None,
             )
+            self.augment.observe(result.real_logits)
+            if simultaneous:
+                assert isinstance(result.fake_gradient, Tensor)
+                assert result.generator_loss is not None
+                self.ready = result.generator_loss, fake, result.fake_gradient
             return {
                 "loss": result.loss,
                 "real_logits": result.real_logits.mean(),
                 "fake_logits": result.fake_logits.mean(),
                 **{name: getattr(result, name) for name in names},
+                **({} if self.augment.p is None else {"augment_p": self.augment.p}),
             }
 
         return gradients
@@ -165,18 +201,22 @@ class _Play:
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.fake is not None, "the generator's turn comes after the critic's"
         fake, self.fake = self.fake, None
+        if self.ready is not None:
+            (loss, seen, slope), self.ready = self.ready, None
+            seen.backward(slope)  # type: ignore[no-untyped-call]
+            return {"loss": loss}
         with frozen(self.critic):
-            real_logits = self._real_logits(batch)
-            loss = self.loss.generator(_wide(real_logits), _wide(self.critic(fake)))
+            real_logits = self._real_logits(batch, draw)
+            loss = self.loss.generator(_wide(real_logits), _wide(self.critic(self.augment(fake, draw))))
             loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": loss.detach()}
 
-    def _real_logits(self, batch: Batch) -> Tensor:
+    def _real_logits(self, batch: Batch, draw: Draw) -> Tensor:
         """Logits of the reals, for the losses that compare with them."""
         if not self.loss.generator_compares:
             return batch.images.new_zeros(())
         with torch.no_grad():
-            logits: Tensor = self.critic(batch.images)
+            logits: Tensor = self.critic(self.augment(batch.images, draw))
         return logits
 
 

@@ -20,6 +20,7 @@ from fastgan.kernels import (
     batch_norm_act,
     conv_transpose_bn_act,
     counter_noise,
+    ingest,
     masked_act,
     symmetric_product,
 )
@@ -84,6 +85,18 @@ def check_counter_noise(device: torch.device) -> int:
         elif not torch.equal(made, truth):
             raise Unfit(f"{case}: numbers of kind {kind} differ from the reference")
         count += 1
+    return count
+
+
+def check_ingest(device: torch.device) -> int:
+    """The same bits as the reference, in every type, flipped and not."""
+    count, generator = 0, torch.Generator().manual_seed(0)
+    for (case, shape), dtype in itertools.product(ingest.CASES.items(), ingest.TYPES):
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+        for flip in (None, torch.arange(shape[0], device=device) % 3 != 1):
+            if not torch.equal(ingest.ingest(pixels, flip, dtype), ingest.reference(pixels, flip, dtype)):
+                raise Unfit(f"{case}: values in {dtype} differ from the reference")
+            count += 1
     return count
 
 
@@ -210,6 +223,7 @@ CHECKS: dict[str, Check] = {
     "batch_norm_act": check_batch_norm_act,
     "conv_transpose_bn_act": check_conv_transpose_bn_act,
     "counter_noise": check_counter_noise,
+    "ingest": check_ingest,
     "masked_act": check_masked_act,
     "symmetric_product": check_symmetric_product,
 }

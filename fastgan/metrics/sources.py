@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.image_set import ImageSet
+from fastgan.data import DataOptions, ImageSet, open_images
 from fastgan.data.native import open_native
+from fastgan.data.pack_format import is_pack, read_index
 from fastgan.errors import FastganError
 from fastgan.features import open_extractor
 
@@ -37,6 +38,7 @@ class Images:
     digest:  SHA-256 of what they are; None where that would take drawing them
     every:   size, first, step -> every step-th of the batches, from number `first` on, without making the others;
              None where all have to be made
+    names:   of the files, in order; () where they are no files
     """
 
     name: str
@@ -44,6 +46,7 @@ class Images:
     count: int | None = None
     digest: Callable[[], str] | None = None
     every: Callable[[int, int, int], Iterator[Tensor]] | None = None
+    names: tuple[str, ...] = ()
 
     def share(self, rank: int, world: int) -> Images:
         """The batches number rank, rank + world, ...: whole ones, so that networks see the same ones on any number."""
@@ -101,8 +104,8 @@ def extractor_of(features: Any) -> Callable[[Tensor], Any]:
 def images_of(source: Any) -> Images:
     """The images in `source`.
 
-    source: path of a folder or .zip of images of one size; an ImageSet; uint8 or float in [-1, 1], [N, C, H, W] (uint8
-            also [N, H, W, C]) of 1 or 3 channels; or an iterable of such batches
+    source: path of a folder or .zip of images of one size, or of a pack; an ImageSet; uint8 or float in [-1, 1],
+            [N, C, H, W] (uint8 also [N, H, W, C]) of 1 or 3 channels; or an iterable of such batches
     Raises FastganError, also while they are read, for what is none of it.
     """
     if isinstance(source, Images):
@@ -125,7 +128,7 @@ def images_of(source: Any) -> Images:
             "images", lambda size: chain.from_iterable(torch.split(eight_bits(batch), size) for batch in source)
         )
     raise FastganError(
-        "images: expected a folder or zip, an array or a tensor [N, C, H, W], or batches of them, got "
+        "images: expected a folder, zip or pack, an array or a tensor [N, C, H, W], or batches of them, got "
         f"{type(source).__name__}"
     )
 
@@ -180,12 +183,15 @@ def _files(path: str | os.PathLike[str]) -> Images:
             f"{path} is a run, not a folder of images; `fastgan eval {path}` evaluates it, `fastgan sample --singles` "
             "writes its images"
         )
+    if is_pack(Path(path).expanduser()):
+        index = read_index(Path(path).expanduser())
+        return _image_set(open_images(DataOptions(path=os.fspath(path), size=index.size, channels=index.channels)))
     found = open_native(path)
 
     def batches(size: int, first: int = 0, step: int = 1) -> Iterator[Tensor]:
         return (torch.from_numpy(pixels).permute(0, 3, 1, 2) for pixels in found.batches(size, first, step))
 
-    return Images(found.name, batches, found.count, lambda: found.sha256, batches)
+    return Images(found.name, batches, found.count, lambda: found.sha256, batches, found.files.names)
 
 
 def _image_set(images: ImageSet) -> Images:

@@ -23,7 +23,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,14 @@ from torch import Tensor
 from fastgan._version import __version__
 from fastgan.errors import FastganError
 from fastgan.run.files import ADVICE, reason, replace_durable, sync_folder, write_durable
+from fastgan.run.migrate import SCHEMA, migrated
+from fastgan.run.snapshot import file_parts
 
-SCHEMA = 1
-
-_STATE = "state.json"
-_LATEST = "latest.json"
+STATE = "state.json"
+LATEST = "latest.json"
 _SUFFIX = ".safetensors"
-_HIDDEN = ".tmp-"  # a save or a removal that was under way
+HIDDEN = ".tmp-"  # a save or a removal that was under way
+_PIECE = 8 << 20  # bytes that are read at a time where nothing is kept
 _REPLACED = ".replaced"  # the former bearer of a name, while the new one takes its place
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of checkpoints and files: no paths, nothing hidden
 
@@ -60,7 +61,7 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-class _NewerSchema(FastganError):
+class NewerSchema(FastganError):
     """Nothing is broken: this fastgan is too old. Falling back would throw work away."""
 
 
@@ -89,12 +90,12 @@ def save(
     assert _PLAIN.fullmatch(name), f"not a checkpoint name: {name!r}"
     if keep < 1:
         raise FastganError(f"the number of checkpoints to keep must be at least 1, not {keep}")
-    temporary = folder / f"{_HIDDEN}{name}"
+    temporary = folder / f"{HIDDEN}{name}"
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
-        for leftover in folder.glob(f"{_HIDDEN}*"):
+        for leftover in folder.glob(f"{HIDDEN}*"):
             _discard(leftover)
         _write(temporary, tensors, state)
         _verify(temporary)
@@ -118,12 +119,14 @@ def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Map
     files = {}
     for stem, group in tensors.items():
         assert _PLAIN.fullmatch(stem), f"not a file stem: {stem!r}"
-        data = safetensors.torch.save(_plain(group))
-        files[stem + _SUFFIX] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        write_durable(folder / (stem + _SUFFIX), data)
+        parts, digest = file_parts(_plain(group)), hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        files[stem + _SUFFIX] = {"bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
+        write_durable(folder / (stem + _SUFFIX), *parts)
     versions = {"fastgan": __version__, "torch": torch.__version__}
     head = {"schema": SCHEMA, "versions": versions, "files": files, "state": dict(state)}
-    write_durable(folder / _STATE, _seal(json.dumps(head, indent=1)))
+    write_durable(folder / STATE, seal(json.dumps(head, indent=1)))
     sync_folder(folder)
 
 
@@ -143,8 +146,8 @@ def _plain(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _verify(path: Path) -> None:
     """Reads a checkpoint back. Raises FastganError where the device did not keep what it was given."""
     try:
-        for file, record in _read_head(path)["files"].items():
-            _read_file(path / file, record)
+        for file, record in read_head(path)["files"].items():
+            _check_file(path / file, record)
     except FastganError as error:
         raise FastganError(f"{error}, right after it was written: the disk is not to be trusted") from error
 
@@ -158,13 +161,23 @@ def _publish(temporary: Path, path: Path) -> None:
         os.rename(path, replaced)
     os.rename(temporary, path)
     sync_folder(path.parent)
-    replace_durable(path.parent / _LATEST, _seal(json.dumps({"latest": path.name})))
+    replace_durable(path.parent / LATEST, seal(json.dumps({"latest": path.name})))
+
+
+def adopt(temporary: Path, path: Path) -> None:
+    """Makes a checkpoint folder that came from elsewhere, whole and in the folder of `path`, the latest one.
+
+    Raises FastganError where it is damaged, OSError where the disk is in the way.
+    """
+    for file, record in read_head(temporary)["files"].items():
+        _check_file(temporary / file, record)
+    _publish(temporary, path)
 
 
 def _discard(path: Path) -> None:
     """Removes a folder; under a hidden name first, so that a crash leaves no half of a checkpoint."""
     try:
-        hidden = path if path.name.startswith(_HIDDEN) else path.with_name(f"{_HIDDEN}{path.name}.removed")
+        hidden = path if path.name.startswith(HIDDEN) else path.with_name(f"{HIDDEN}{path.name}.removed")
         if hidden != path:
             os.rename(path, hidden)
         shutil.rmtree(hidden)
@@ -188,12 +201,12 @@ def load(path: Path) -> Checkpoint:
     Raises FastganError in one line that names the file and what is wrong with it: missing, cut short,
     changed, or written by a newer fastgan.
     """
-    head = _read_head(path)
+    head = read_head(path)
     tensors = {
         file.removesuffix(_SUFFIX): _parse(path / file, _read_file(path / file, record))
         for file, record in head["files"].items()
     }
-    return Checkpoint(path, tensors, head["state"])
+    return Checkpoint(path, tensors, migrated(head["state"], head["schema"]))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -215,18 +228,18 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         latest = None
     else:
         if latest is None and _newest_first(folder, None):
-            warn(f"{folder / _LATEST} is missing; taking the newest checkpoint in the folder")
+            warn(f"{folder / LATEST} is missing; taking the newest checkpoint in the folder")
     names = _newest_first(folder, latest)
     if latest and latest not in names:
         names.insert(0, latest)
     for name, then in itertools.zip_longest(names, names[1:]):
         try:
             return load(folder / name)
-        except _NewerSchema:
+        except NewerSchema:
             raise
         except FastganError as error:
             warn(f"{error}; " + (f"falling back to {then}" if then else "there is no earlier checkpoint"))
-    if names or os.path.exists(folder / _LATEST):
+    if names or os.path.exists(folder / LATEST):
         raise FastganError(
             f"no checkpoint in {folder} can be read (each is named above); restore one from a copy, "
             "or start again in another folder"
@@ -244,11 +257,17 @@ def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
 def _newest_first(folder: Path, latest: str | None) -> list[str]:
     """Names of the checkpoints in `folder`: `latest`, what is older, then what is newer than `latest`."""
     try:
-        names = [p.name for p in folder.iterdir() if _PLAIN.fullmatch(p.name) and p.is_dir()]
+        names = [p.name for p in folder.iterdir() if p.is_dir()]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise FastganError(f"cannot read the checkpoints in {folder}: {reason(error)}") from error
+    return newest_first(names, latest)
+
+
+def newest_first(names: Iterable[str], latest: str | None) -> list[str]:
+    """Those of `names` that checkpoints can have: `latest`, what is older, then what is newer than `latest`."""
+    names = [name for name in names if _PLAIN.fullmatch(name)]
     if latest is None:
         return sorted(names, key=_age, reverse=True)
     newest = _age(latest)
@@ -263,32 +282,37 @@ def _age(name: str) -> tuple[list[str | int], bool]:
 
 def _read_latest(folder: Path) -> str | None:
     """The name in latest.json; None where there is no such file. Raises FastganError."""
-    path = folder / _LATEST
+    path = folder / LATEST
     if not os.path.exists(path):
         return None
-    name = _unseal(path).get("latest")
+    return latest_of(_read(path), str(path))
+
+
+def latest_of(data: bytes, path: str) -> str:
+    """The name in the bytes of a latest.json. Raises FastganError."""
+    name = unsealed(data, path).get("latest")
     if not isinstance(name, str) or not _PLAIN.fullmatch(name):
         raise FastganError(f"{path} is damaged: it does not name a checkpoint")
     return name
 
 
-def _read_head(path: Path) -> dict[str, Any]:
+def read_head(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint, its structure checked. Raises FastganError."""
     if not os.path.isdir(path):
-        raise FastganError(f"checkpoint {path} is missing: expected a folder with a {_STATE}")
-    head = _unseal(path / _STATE)
+        raise FastganError(f"checkpoint {path} is missing: expected a folder with a {STATE}")
+    head = unseal(path / STATE)
     schema, versions = head.get("schema"), head.get("versions")
-    if not isinstance(schema, int) or not isinstance(versions, dict):
-        raise FastganError(f"{path / _STATE} is damaged: it is not the state of a checkpoint")
+    if not isinstance(schema, int) or schema < 1 or not isinstance(versions, dict):
+        raise FastganError(f"{path / STATE} is damaged: it is not the state of a checkpoint")
     if schema > SCHEMA:
-        raise _NewerSchema(
+        raise NewerSchema(
             f"checkpoint {path} was made by a newer fastgan ({versions.get('fastgan')}, schema {schema}; "
             f"this one reads up to {SCHEMA}); upgrade fastgan to use it"
         )
     files, state = head.get("files"), head.get("state")
     sound = isinstance(files, dict) and isinstance(state, dict) and all(map(_is_record, files.items()))
     if not sound:
-        raise FastganError(f"{path / _STATE} is damaged: it does not list the files of a checkpoint")
+        raise FastganError(f"{path / STATE} is damaged: it does not list the files of a checkpoint")
     return head
 
 
@@ -303,13 +327,30 @@ def _is_record(item: tuple[str, Any]) -> bool:
     )
 
 
+def _check_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Compares a file of a checkpoint with its record, piece by piece. Raises FastganError."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                size += len(piece)
+    except OSError as error:
+        raise FastganError(f"cannot read {path}: {reason(error)}") from error
+    _compare(path, record, size, digest.hexdigest())
+
+
+def _compare(path: Path, record: Mapping[str, Any], size: int, sha256: str) -> None:
+    if size != record["bytes"]:
+        raise FastganError(f"{path} is damaged: {size:,} bytes instead of {record['bytes']:,}")
+    if sha256 != record["sha256"]:
+        raise FastganError(f"{path} is damaged: its SHA-256 is not the one that was saved")
+
+
 def _read_file(path: Path, record: Mapping[str, Any]) -> bytes:
     """The bytes of a file of a checkpoint, compared with its record {bytes, sha256}. Raises FastganError."""
     data = _read(path)
-    if len(data) != record["bytes"]:
-        raise FastganError(f"{path} is damaged: {len(data):,} bytes instead of {record['bytes']:,}")
-    if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise FastganError(f"{path} is damaged: its SHA-256 is not the one that was saved")
+    _compare(path, record, len(data), hashlib.sha256(data).hexdigest())
     return data
 
 
@@ -322,18 +363,22 @@ def _read(path: Path) -> bytes:
         raise FastganError(f"cannot read {path}: {reason(error)}") from error
 
 
-def _seal(body: str) -> bytes:
+def seal(body: str) -> bytes:
     """A JSON file that holds the SHA-256 of its own text: {"sha256": ..., "body": ...}."""
     text = body.encode()
     return b'{"sha256": "%s",\n"body": %s}\n' % (hashlib.sha256(text).hexdigest().encode(), text)
 
 
-def _unseal(path: Path) -> dict[str, Any]:
+def unseal(path: Path) -> dict[str, Any]:
     """The body of a sealed JSON file. Raises FastganError where a single bit of it has changed."""
-    data = _read(path)
-    start, end = len(_seal("")) - len("}\n"), -len("}\n")
+    return unsealed(_read(path), str(path))
+
+
+def unsealed(data: bytes, path: str) -> dict[str, Any]:
+    """`unseal` for the bytes of the file `path`."""
+    start, end = len(seal("")) - len("}\n"), -len("}\n")
     body = data[start:end].decode(errors="replace")
-    if _seal(body) != data:
+    if seal(body) != data:
         raise FastganError(f"{path} is damaged: its text does not match its SHA-256")
     try:
         value = json.loads(body)

@@ -28,10 +28,11 @@ def explained(what: str, advice: str) -> Iterator[None]:
         raise FastganError(f"cannot {what}: {reason(error)}; {advice}") from error
 
 
-def write_durable(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` and waits until the device has it. Raises OSError."""
+def write_durable(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes the parts, one after the other, to `path` and waits until the device has them. Raises OSError."""
     with path.open("wb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 

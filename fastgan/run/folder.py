@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +14,12 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.run import checkpoint as checkpoints
-from fastgan.run.files import write_atomic
+from fastgan.run.files import reason, write_atomic
+from fastgan.run.mirror import Mirror, is_url
+
+# A file in the run folder where training was stopped early, was saved and can go on: what status 3 says, for scripts
+# that only see the status of a launcher.
+RESUMABLE = "resumable"
 
 # What may differ between two commands that go on with the same run.
 FREE = (
@@ -28,26 +36,67 @@ FREE = (
     "data.path",
     "data.workers",
     "data.memory_gb",
+    "data.feeder",
 )
 
 
-NEWER = ("data.classes", "data.source_channels", "data.pairs", "data.direction")
+NEWER = ("data.classes", "data.source_channels", "data.feeder", "data.pairs", "data.direction")
 
 
-def find_checkpoint(out: Path, resume: str, warn: Callable[[str], None]) -> checkpoints.Checkpoint | None:
-    """What a run starts from, by `--resume auto|never|PATH`; None for a fresh start.
+@contextlib.contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """No other process trains in the folder `out` as long as this lasts; FastganError where one does already.
 
+    The lock is the system's own on the folder itself: it leaves no file, and a process that dies gives it back.
+    """
+    if out.exists() and not out.is_dir():
+        raise FastganError(f"--out {out} is a file; name a folder")
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        _lock(descriptor, out)
+        yield
+    finally:
+        os.close(descriptor)
+        if new:
+            with contextlib.suppress(OSError):  # it holds a run by now
+                out.rmdir()
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FastganError(
+            f"--out {out} is being trained in by another process; wait for it, stop it, or choose another --out"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        warnings.warn(f"{out} cannot be locked ({reason(error)}): start one command at a time in it", stacklevel=4)
+
+
+def find_checkpoint(
+    out: Path, resume: str, warn: Callable[[str], None], copy_to: str = ""
+) -> checkpoints.Checkpoint | None:
+    """What a run starts from, by `--resume auto|never|PATH|URL`; None for a fresh start.
+
+    copy_to: where the run's checkpoints are copied to: with "auto" they are fetched from there if `out` has none.
     FastganError where `out` is not a run folder, or holds a run that must not be overwritten.
     """
     if out.exists() and not out.is_dir():
         raise FastganError(f"--out {out} is a file; name a folder")
-    branch = None if resume in ("auto", "never") else Path(resume)
+    source = resume if is_url(resume) else copy_to if resume == "auto" else ""
+    branch = None if resume in ("auto", "never") or source else Path(resume)
     if branch is not None and out.resolve() in branch.resolve().parents:
         return load(branch, warn)  # back to an earlier checkpoint of the same run
     own = checkpoints.load_latest(out / "checkpoints", warn) if resume != "never" else None
     if own is not None:
-        if branch is not None:
-            warn(f"{out} holds a run already: going on with it, not with {branch}")
+        if resume != "auto":
+            warn(f"{out} holds a run already: going on with it, not with {resume}")
         return own
     # Hidden names are not looked at: a kill while config.toml was written leaves only its temporary file.
     names = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
@@ -55,6 +104,12 @@ def find_checkpoint(out: Path, resume: str, warn: Callable[[str], None]) -> chec
         raise FastganError(f"--out {out} holds a run already; choose a new --out, or let --resume auto go on with it")
     if names and "config.toml" not in names:
         raise FastganError(f"--out {out} holds {names[0]!r} and is not a run folder; choose a new or empty --out")
+    if source:
+        Mirror(source).fetch(out / "checkpoints", warn)
+        fetched = checkpoints.load_latest(out / "checkpoints", warn)
+        if fetched is None and resume != "auto":
+            raise FastganError(f"{source} has no checkpoint; name what output.copy_to was for a run")
+        return fetched
     return None if branch is None else load(branch, warn)
 
 
@@ -72,14 +127,24 @@ def load(path: Path, warn: Callable[[str], None]) -> checkpoints.Checkpoint:
     return found
 
 
-def check_same_run(saved: checkpoints.Checkpoint, mapping: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def check_same_run(
+    saved: checkpoints.Checkpoint, mapping: Mapping[str, Any], data: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
     """Raise FastganError unless the checkpoint was made by a run of these options on this data.
 
+    defaults: {"a.b": value} of options: an option that the checkpoint does not know came later, and is at its default
     data: what tells one set from another, {"images": count, "sha256": of some of them}; the path may change
     """
     theirs, mine = flatten(saved.state["config"]), flatten(mapping)
     for key in NEWER:  # a checkpoint without it was made before there was a choice
         theirs.setdefault(key, mine.get(key))
+    for key in mine.keys() & defaults.keys() - theirs.keys():
+        if not any(other.startswith(f"{key}.") for other in theirs):
+            theirs[key] = defaults[key]
+    for group in (key.removesuffix("kind") for key, value in mine.items() if key.endswith(".kind") and value == "none"):
+        if theirs.get(f"{group}kind") == "none":  # what is switched off has no options that matter
+            theirs = {key: value for key, value in theirs.items() if not key.startswith(group)}
+            mine = {key: value for key, value in mine.items() if not key.startswith(group)}
     for key in sorted(theirs.keys() | mine.keys()):
         if not key.startswith(FREE) and theirs.get(key) != mine.get(key):
             raise FastganError(

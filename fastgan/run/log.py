@@ -105,6 +105,22 @@ class RunLog:
         return explained(f"write the log in {self._out}", ADVICE)
 
 
+class NoLog(RunLog):
+    """The log of a rank that writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def line(self, text: str, *, echo: bool = True) -> None:
+        pass
+
+    def stats(self, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def truncate_statistics(path: Path, resume_at: int | None) -> None:
     """Cuts stats.jsonl before the first line of later images than `resume_at`; also half a last line."""
     if not path.exists():

@@ -12,8 +12,8 @@ Locally linear critics need a third less than double backward (Etmann 2019, arXi
 sweep of the penalty: one weight gradient serves both.
 """
 
-from fastgan.sweep.capture import say_once
+from fastgan.sweep.capture import may_join, say_once
 from fastgan.sweep.logits import check_logits
 from fastgan.sweep.run import NoFaster, Side, Sweep
 
-__all__ = ["NoFaster", "Side", "Sweep", "check_logits", "say_once"]
+__all__ = ["NoFaster", "Side", "Sweep", "check_logits", "may_join", "say_once"]

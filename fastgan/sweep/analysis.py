@@ -56,9 +56,12 @@ class Analysis:
     def channels_last(self) -> set[Node]:
         """4-D samples and weights of 2-D convolutions, where channels-last is the faster layout: fp32 and bf16 on CPUs.
 
-        (oneDNN; NCHW there takes up to twice the time.) All values between them follow.
+        (oneDNN; NCHW there takes up to twice the time.) All values between them follow. Where products of matrices
+        are most of the work, copying into that layout and back takes longer than it spares.
         """
         convolutions = [n for n in self.graph.nodes if n.target is aten.convolution.default and n in self.active]
+        if 2 * sum(map(_multiplications, convolutions)) < sum(map(_multiplications, self.graph.nodes)):
+            return set()
         weights = {n.args[1] for n in convolutions if n.args[1] not in self.active}
         samples = {self.graph.inputs[i] for i in self.active_inputs}
 
@@ -94,8 +97,8 @@ class Analysis:
 
     @property
     def couples(self) -> bool:
-        """Whether any value, differentiated or not, mixes samples."""
-        return any(layout is None for layout in self.layouts.values())
+        """Whether any value that is used, differentiated or not, mixes samples."""
+        return any(layout is None and node.users for node, layout in self.layouts.items())
 
     @property
     def one_logit_per_sample(self) -> bool:

@@ -77,6 +77,7 @@ class Capture:
     def __init__(self) -> None:
         self.captures = 0
         self.failures = 0
+        self.apart: set[bool] = set()  # modes (training or not) in which real and fake are two batches
         self._rest = 0  # calls for which no capture is tried
         self._reason = ""
         self._call: Callable[..., Any] | None = None
@@ -170,6 +171,39 @@ def _key(critic: Callable[..., Any]) -> Any:
     return critic if isinstance(critic, nn.Module) else getattr(getattr(critic, "__func__", critic), "__code__", None)
 
 
+ENOUGH = 8
+"""Captures of one critic after which none is tried for the sake of one batch alone."""
+
+
+def may_join(critic: Callable[..., Any], device: torch.device) -> bool:
+    """Whether to find out, or already known to be worth it, if `critic` can see real and fake as one batch.
+
+    False is always right, only slower. It is also the answer for networks that their owner has compiled.
+    """
+    if device.type == "meta" or torch.compiler.is_compiling():
+        return False
+    known = _CAPTURES.get(_key(critic)) if _key(critic) is not None else None
+    if known is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False
+    if known is not None and (_mode(critic) in known.apart or known.captures >= ENOUGH):
+        return False
+    return not (isinstance(critic, nn.Module) and any(map(_couples_or_is_compiled, critic.modules())))
+
+
+def remember_apart(critic: Callable[..., Any], capture: Capture) -> None:
+    capture.apart.add(_mode(critic))
+
+
+def _mode(critic: Callable[..., Any]) -> bool:
+    return isinstance(critic, nn.Module) and critic.training
+
+
+def _couples_or_is_compiled(module: nn.Module) -> bool:
+    """By its type alone: spares a capture, and with it a second and the memory that Dynamo takes."""
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    return norm or type(module).__name__ == "OptimizedModule"
+
+
 def refuse_hooks(critic: Callable[..., Any]) -> None:
     """UnsupportedCritic for modules whose hooks or wrappers need autograd to run, or that need other processes."""
     if not isinstance(critic, nn.Module):
@@ -206,5 +240,5 @@ def say_once(critic: Callable[..., Any], reason: str) -> None:
     warnings.warn(
         f'critic_backward: method="auto" differentiates {type(critic).__name__} by autograd, which is slower: {shown}',
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -21,8 +21,8 @@ ops = torch.ops.fastgan
 class Plan:
     """The two halves of one way of differentiating a critic, as plain functions of tensors.
 
-    first(args)  -> (outputs, squares, saved): the critic's call, |g_n|^2 ([N] or None) and what `second` needs. It
-                    writes the new values into the arguments that the critic mutates.
+    first(args)  -> (outputs, squares, saved): the critic's call, and behind it `slopes` tensors g_n; |g_n|^2 ([N] or
+                    None); what `second` needs. It writes the new values into the arguments that the critic mutates.
     second(saved, *signals) -> (check, grads): grads per trained argument in `grads`. It empties `saved` as it goes.
     source:      the code of both
     """
@@ -32,6 +32,7 @@ class Plan:
     grads: tuple[int, ...]
     kind: str
     source: str
+    slopes: int = 0
 
 
 def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequence[int]) -> Plan:
@@ -48,6 +49,7 @@ def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequenc
     rest = results[joint.outputs + joint.mutated :]
     squares = rest.pop(0) if joint.kind != "plain" else None
     check = rest.pop(0) if joint.kind in ("both", "penalty") else None
+    slopes, rest = rest[: joint.slopes], rest[joint.slopes :]
 
     late = depending(graph.nodes, signals)
     body = [n for n in graph.nodes if n.op in ("call_function", "get_attr")]
@@ -57,14 +59,14 @@ def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequenc
     for user in late_body:
         crossing.update(dict.fromkeys(n for n in user.all_input_nodes if n not in late))
     crossing.update(dict.fromkeys(n for n in (*rest, check) if isinstance(n, fx.Node) and n not in late))
-    early_needed = _needed([*returned, *new_values, squares, *crossing])
+    early_needed = _needed([*returned, *new_values, squares, *slopes, *crossing])
     early_body = [n for n in body if n not in late and n in early_needed]
 
-    storage = Storage(graph, pinned=_nodes([*returned, *new_values, squares]))
+    storage = Storage(graph, pinned=_nodes([*returned, *new_values, squares, *slopes]))
     first = _Emitter("first", ["args"], storage)
     first.unpack("args", arguments, clear=False)
     written = [arguments[i] for i in (*mutated, *(i for i in outputs if i is not None))]
-    first.body(early_body, keep={*crossing, *written, *_nodes([*returned, *new_values, squares])})
+    first.body(early_body, keep={*crossing, *written, *_nodes([*returned, *new_values, squares, *slopes])})
     for number, value in zip(mutated, new_values, strict=True):
         first.line(f"{first.name(arguments[number])}.copy_({first.name(value)})")
     returned_names = [
@@ -72,6 +74,7 @@ def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequenc
         for value, argument in zip(returned, outputs, strict=True)
     ]
     saved = ", ".join(first.name(n) for n in crossing)
+    returned_names += [first.name(n) for n in slopes]
     first.line(f"return [{', '.join(returned_names)}], {first.name(squares)}, [{saved}]")
 
     second = _Emitter("second", ["saved", *(f"signal_{i}" for i in range(len(signals)))], storage)
@@ -84,7 +87,7 @@ def plan(joint: Joint, graph: fx.Graph, outputs: Sequence[Any], mutated: Sequenc
     second.line(f"return {second.name(check)}, [{grads}]")
 
     functions, source = _compile(joint.module, first, second)
-    return Plan(functions[0], functions[1], joint.grads, joint.kind, source)
+    return Plan(functions[0], functions[1], joint.grads, joint.kind, source, joint.slopes)
 
 
 def _nodes(values: Sequence[Any]) -> list[fx.Node]:

@@ -102,6 +102,13 @@ def _dims(value: Any, count: int) -> set[int]:
     return {d % count if count else 0 for d in given}
 
 
+@_way(aten.native_layer_norm)
+def _layer_norm(node: Node, found: dict[Node, Layout | None], count: int) -> Layout | None:
+    """Over the last dimensions: the batch is none of them."""
+    own = _own(node, found)
+    return own if own is not None and own.dim < len(_shape(node)) - len(node.args[1]) else None
+
+
 @_way(aten.convolution, aten.constant_pad_nd, aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d,
       aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d,
       aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d, aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d,
@@ -111,8 +118,8 @@ def _dims(value: Any, count: int) -> set[int]:
       aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d, aten.upsample_linear1d,
       aten.upsample_bilinear2d, aten.upsample_trilinear3d, aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa,
       aten._upsample_bicubic2d_aa, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle,
-      aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm, aten.im2col,
-      aten.col2im, aten.slice_scatter, aten.select_scatter)  # fmt: skip
+      aten.native_group_norm, aten.native_batch_norm, aten._native_batch_norm_legit_no_training,
+      aten.cudnn_batch_norm, aten.im2col, aten.col2im, aten.slice_scatter, aten.select_scatter)  # fmt: skip
 def _in_front(node: Node, found: dict[Node, Layout | None], count: int) -> Layout | None:
     """Operations on [N, C, ...] that keep the batch in front, and never look across it."""
     own = _own(node, found)

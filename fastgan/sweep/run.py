@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastgan.dist import current
 from fastgan.errors import UnsupportedCritic
 from fastgan.sweep.analysis import Analysis, analyse, refuse_unless_tail
-from fastgan.sweep.capture import Capture, Program, callers_modes, capture_of, refuse_hooks
+from fastgan.sweep.capture import Capture, Program, callers_modes, capture_of, refuse_hooks, remember_apart
 from fastgan.sweep.code import Plan, plan
 from fastgan.sweep.graph import aten_graph, value_of, without_autocast
 from fastgan.sweep.logits import check_logits
@@ -24,7 +24,8 @@ from fastgan.sweep.trace import trace
 
 
 class NoFaster(Exception):
-    """The critic needs two signals, as much work as autograd, and was measured to take as long."""
+    """Nothing is gained: the critic needs two signals, as much work as autograd, and was measured to take as long; its
+    gradient by the samples is not at hand; or there is no penalty, and real and fake are two batches for it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Side:
     samples:   what it is called with, one tensor or several; labels follow where there are any
     make:      gives the samples when their turn comes (they may be drawn at random); `samples` are like them then
     penalised: whether |g_n|^2 is wanted; scored: whether the loss is
+    sloped:    whether g_n itself is wanted, too
     """
 
     samples: list[Tensor]
@@ -41,6 +43,7 @@ class Side:
     penalised: bool
     scored: bool
     make: Callable[[], list[Tensor]] | None = None
+    sloped: bool = False
 
     def ready(self) -> Side:
         """The side with its own samples."""
@@ -62,8 +65,10 @@ class _Pass:
     critic: Callable[..., Any]
     sides: list[Side]
     insist: bool
+    sloped: bool = False
     logits: Tensor | None = None
     squares: Tensor | None = None
+    slopes: list[Tensor] = field(default_factory=list)
     plan: Plan | None = None
     saved: list[Any] = field(default_factory=list)
     arguments: Sequence[Any] = ()
@@ -104,7 +109,7 @@ class _Pass:
         if len(self.sides) > 1 and not self._may_be_one_batch(program, analysis, args):
             raise _Apart
         kind = self._kind(analysis)
-        key = kind, kind.startswith("two") and not self.insist
+        key = kind, kind.startswith("two") and not self.insist, self.sloped
         if key not in program.memory:
             program.memory[key] = self._plan(program, analysis, kind, args)
         if program.memory[key] is None:
@@ -114,6 +119,8 @@ class _Pass:
         self.plan = program.memory[key]
         with callers_modes(), without_autocast():
             outputs, self.squares, self.saved = self.plan.first(args)
+        count = len(outputs) - self.plan.slopes
+        outputs, self.slopes = outputs[:count], outputs[count:]
         self.logits = self.returned = outputs[0]
         self.arguments = args
         return outputs
@@ -169,6 +176,13 @@ class _Pass:
                 return "penalty"
             if analysis.one_logit_per_sample:
                 return "both"
+        if self.sloped:  # then g_n is no multiple of what another loss sends to sample n
+            if self.insist:
+                raise UnsupportedCritic(
+                    "the gradient of another loss by the samples takes a pass of its own where samples are coupled, "
+                    'layers are smooth, or there are several logits per sample; use method="autograd"'
+                )
+            raise NoFaster
         refuse_unless_tail(analysis)
         return "two" if side.scored else "two_penalty"
 
@@ -176,7 +190,7 @@ class _Pass:
         """The plan, checked; None where it takes two signals and does not pay, and nobody insists on it."""
         graph, trained = analysis.graph, program.memory["trained"]
         with _our_faults():
-            joint = trace(analysis, kind, args, trained)
+            joint = trace(analysis, kind, args, trained, slopes=self.sloped)
             made = plan(joint, rewrite(joint.module.graph), _arguments_returned(analysis), list(graph.mutated))
         if kind == "plain":  # autograd's own
             return made
@@ -276,38 +290,47 @@ class Sweep:
 
     logits:  per side, as the critic returned them
     squares: per side |g_n|^2, [N] in fp32 or wider; None where it was not asked for
+    slopes:  per side g_n, [N, ...] per floating-point tensor of the samples; [] where it was not asked for
     """
 
     def __init__(self, critic: Callable[..., Any], sides: Sequence[Side], *, insist: bool) -> None:
         """The first two sides are one batch if nothing in the critic tells the difference.
 
-        Raises UnsupportedCritic for a critic that the sweep cannot follow, and NoFaster, unless `insist`, for one that
+        Raises UnsupportedCritic for a critic that the sweep cannot follow, and NoFaster, unless `insist`, where it
         takes as much work as autograd and no less time. Nothing has changed then.
         """
         refuse_hooks(critic)
         capture = capture_of(critic)
+        self.sloped = any(side.sloped for side in sides)
         with capture.patience(insist=insist):
             self._first_halves(critic, sides, insist, capture)
         self.logits: list[Tensor] = []
         self.squares: list[Tensor | None] = []
+        self.slopes: list[list[Tensor]] = []
         for each in self.passes:
             counts = [side.count for side in each.sides]
             self.logits += each.logits.split(counts)  # type: ignore[union-attr]
             squares: Any = each.squares
             self.squares += [None] * len(counts) if squares is None else squares.split(counts)
+            split = [slope.split(counts) for slope in each.slopes]  # type: ignore[no-untyped-call]
+            self.slopes += [[part[i] for part in split] for i in range(len(counts))]
 
     def _first_halves(self, critic: Callable[..., Any], sides: Sequence[Side], insist: bool, capture: Capture) -> None:
         real, fake, *others = sides
         if not real.penalised:  # or it would run before the critic turns out to be unsupported
             for side in sides:
                 if side.penalised:
-                    _Pass(critic, [side], insist).rehearse(capture)
+                    _Pass(critic, [side], insist, self.sloped).rehearse(capture)
         self.passes: list[_Pass] = []
         if (real.penalised, real.scored) == (fake.penalised, fake.scored):
             with contextlib.suppress(_Apart):
-                self.passes = [_both(critic, real, fake, insist, capture)]
+                self.passes = [_both(critic, real, fake, insist, self.sloped, capture)]
+        if not self.passes and not insist and not any(side.penalised for side in sides):
+            remember_apart(critic, capture)
+            raise NoFaster
         for side in others if self.passes else sides:
-            self.passes.append(_Pass(critic, [side.ready()], insist).call(capture))
+            sloped = self.sloped and side.penalised
+            self.passes.append(_Pass(critic, [side.ready()], insist, sloped).call(capture))
 
     def finish(self, scales: Sequence[Tensor | None], weights: Sequence[Tensor | None]) -> None:
         """Add the parameters' gradients to their `.grad`.
@@ -316,16 +339,16 @@ class Sweep:
         weights: per side w [N], d penalty / d g_n being w_n g_n; None where it is not penalised
         """
         given = iter(zip(scales, weights, strict=True))
-        grads = []
+        total: dict[Tensor, Tensor] = {}
         for each in self.passes:
             pairs = [next(given) for _ in each.sides]
-            grads.append(each.second([scale for scale, _ in pairs], [weight for _, weight in pairs]))
-        accumulate(grads)
+            _add(total, each.second([scale for scale, _ in pairs], [weight for _, weight in pairs]))
+        accumulate(total)
 
 
-def _both(critic: Callable[..., Any], real: Side, fake: Side, insist: bool, capture: Capture) -> _Pass:
+def _both(critic: Callable[..., Any], real: Side, fake: Side, insist: bool, sloped: bool, capture: Capture) -> _Pass:
     """Both sides in one call; raises _Apart where that would not be the same."""
-    both = _Pass(critic, [real, fake], insist)
+    both = _Pass(critic, [real, fake], insist, sloped and fake.penalised)
     try:
         return both.call(capture)
     except _InDoubt:
@@ -357,14 +380,15 @@ def _plain_attributes(module: nn.Module) -> list[dict[str, Any]]:
     return [{name: v for name, v in vars(m).items() if isinstance(v, kinds)} for m in module.modules()]
 
 
-def accumulate(grads: Sequence[dict[Tensor, Tensor]]) -> None:
-    """Add the gradients of all passes to `.grad` by autograd's own hands: layouts, sums and hooks as ever."""
-    total: dict[Tensor, Tensor] = {}
-    for each in grads:
-        for parameter, grad in each.items():
-            total[parameter] = total[parameter].add_(grad) if parameter in total else grad
-    parameters, values = list(total), list(total.values())
-    grads = total = each = grad = None  # type: ignore[assignment]  # or autograd copies what someone else holds
+def _add(total: dict[Tensor, Tensor], grads: dict[Tensor, Tensor]) -> None:
+    for parameter, grad in grads.items():
+        total[parameter] = total[parameter].add_(grad) if parameter in total else grad
+
+
+def accumulate(grads: dict[Tensor, Tensor]) -> None:
+    """Add the gradients to `.grad` by autograd's own hands: layouts, sums and hooks as ever. It empties `grads`."""
+    parameters, values = list(grads), list(grads.values())
+    grads.clear()  # autograd copies what someone else holds
     with torch.enable_grad():
         _Deliver.apply(values, *parameters).backward()  # type: ignore[no-untyped-call]
 

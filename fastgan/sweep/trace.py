@@ -42,6 +42,7 @@ class Joint:
     outputs: what the critic's call returns; mutated: the new values of the arguments that it mutates
     squares: |g_n|^2, [N], of all but "plain"
     check:   <F(l' x + w g, l')>_n, [N], of "both" and "penalty" (for the probe)
+    slopes:  g_n per differentiated sample tensor, where asked for
     grads:   one per trained argument, None where it has none
     """
 
@@ -51,10 +52,14 @@ class Joint:
     mutated: int
     grads: tuple[int, ...]  # trained arguments that get a gradient
     kind: str
+    slopes: int = 0
 
 
-def trace(analysis: Analysis, kind: str, args: Sequence[Any], trained: Sequence[int]) -> Joint:
-    """Trace the computation of `kind` for arguments like `args`, of which those numbered in `trained` get gradients."""
+def trace(analysis: Analysis, kind: str, args: Sequence[Any], trained: Sequence[int], *, slopes: bool = False) -> Joint:
+    """Trace the computation of `kind` for arguments like `args`, of which those numbered in `trained` get gradients.
+
+    slopes: g_n itself is wanted, of "both" or "penalty"
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [fake_input(mode, arg) for arg in args]
     logits = value_of(analysis.graph.logits)
@@ -72,7 +77,7 @@ def trace(analysis: Analysis, kind: str, args: Sequence[Any], trained: Sequence[
     def compute(arguments: list[Any], signals: list[Tensor]) -> list[Tensor]:
         l_signal = signals[0] if kind not in ("penalty", "two_penalty") else None
         w_signal = signals[-1] if kind != "plain" else None
-        run = _Run(analysis, arguments, trained)
+        run = _Run(analysis, arguments, trained, slopes)
         way: Any = getattr(run, f"_{kind}", run._sweep)
         results: list[Tensor] = way(l_signal, w_signal, kind)
         found.update(run.summary())
@@ -92,6 +97,7 @@ class _Run:
     analysis: Analysis
     arguments: list[Any]
     trained: Sequence[int]
+    slopes: bool
     values: dict[fx.Node, Any] = field(default_factory=dict)
     leaves: dict[fx.Node, Any] = field(default_factory=dict)
     leaf_grads: dict[fx.Node, list[Tensor]] = field(default_factory=dict)
@@ -106,7 +112,8 @@ class _Run:
 
     def summary(self) -> dict[str, Any]:
         graph = self.analysis.graph
-        return {"outputs": len(graph.outputs), "mutated": len(graph.mutated), "grads": tuple(self.graded)}
+        counts = {"outputs": len(graph.outputs), "mutated": len(graph.mutated), "grads": tuple(self.graded)}
+        return counts | {"slopes": len(self.analysis.active_inputs) if self.slopes else 0}
 
     # ---- the kinds
 
@@ -134,7 +141,8 @@ class _Run:
         through = self._again(start, l_signal if kind == "both" else None, delta)
         end = through[graph.logits]
         check = end.flatten(1).sum(1) if end.dim() > 1 else end
-        return [*self._returned(), squares, check, *self._pull_back()]
+        slopes = list(gradients.values()) if self.slopes else []
+        return [*self._returned(), squares, check, *slopes, *self._pull_back()]
 
     def _two(self, l_signal: Tensor | None, w_signal: Tensor, kind: str) -> list[Tensor]:
         """Two signals: the loss's and the logits'; the tail by autograd."""

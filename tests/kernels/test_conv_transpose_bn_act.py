@@ -231,8 +231,9 @@ def test_the_ops_are_what_torch_expects(want_stats: bool) -> None:
     torch.library.opcheck(op, arguments)
     torch.library.opcheck(op, (x, None, None, None, None, 1e-5, 0, 0.2, True, weight, None, *geometry, *out))
     y = torch.tanh(random((3, 17, 14, 18), CPU, torch.float32))
+    near = {"rtol": 1e-4, "atol": 1e-4}  # sums of thousands in float32, whose order depends on the processor
     for needs in ([True, True, True],) if want_stats else ([False, True, False], [True, False, False]):
-        torch.library.opcheck(backward, (y.flip(0), None if want_stats else y, needs, *arguments))
+        torch.library.opcheck(backward, (y.flip(0), None if want_stats else y, needs, *arguments), **near)
 
 
 X, W = torch.zeros(2, 3, 4, 4), torch.zeros(3, 5, 4, 4)

@@ -43,7 +43,7 @@ def scores(ranks: Ranks, cache: str) -> dict[str, Tensor]:
     names = list(METRICS)
     found = [numbers_of(evaluate(images_of(REAL), images_of(FAKE), extract, names, batch_size=16, ranks=ranks))]
     shares = [sum(seen)]
-    drawn = Images("drawn", lambda size: iter(FAKE.split(size)))
+    drawn = Images("drawn", lambda size: iter(FAKE.split(size)))  # type: ignore[no-untyped-call]
     found.append(numbers_of(evaluate(images_of(REAL), drawn, extract, names, batch_size=16, ranks=ranks)))
     shares.append(sum(seen) - shares[0])
     found.append(numbers_of(evaluate(images_of(REAL[:80]), drawn, extract, ["fid"], batch_size=16, ranks=ranks)))
@@ -72,7 +72,7 @@ CASES = {"many": (40, 1e3), "few": (5, 0.0)}
 
 def reduced(ranks: Ranks) -> dict[str, Tensor]:
     """Statistics of rows of which the last of three ranks has none; and a mistake of one rank."""
-    out = {}
+    out: dict[str, Tensor] = {}
     for name, (n, offset) in CASES.items():
         rows = torch.from_numpy(np.random.default_rng(3).standard_normal((n, 5)) + offset)
         mine = [rows[:1], rows[1:], rows[:0]][ranks.rank] if ranks.world > 1 else rows

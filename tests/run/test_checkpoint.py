@@ -324,9 +324,9 @@ def test_any_flipped_bit_of_the_json_files_is_found(tmp_path):
             data[position] ^= 1 << position % 8
             file.write_bytes(data)
             with pytest.raises(FastganError):
-                checkpoint._unseal(file)
+                checkpoint.unseal(file)
         file.write_bytes(good)
-        checkpoint._unseal(file)
+        checkpoint.unseal(file)
 
 
 def test_a_removed_newest_falls_back_with_a_warning(tmp_path):
@@ -358,8 +358,8 @@ def test_without_a_good_latest_json_the_folder_is_used(tmp_path, content):
 
 def reseal(path: Path, **changes) -> None:
     """state.json with other content and a matching hash."""
-    head = checkpoint._unseal(path / "state.json")
-    (path / "state.json").write_bytes(checkpoint._seal(json.dumps({**head, **changes})))
+    head = checkpoint.unseal(path / "state.json")
+    (path / "state.json").write_bytes(checkpoint.seal(json.dumps({**head, **changes})))
 
 
 def test_a_schema_from_the_future_says_so_and_does_not_fall_back(tmp_path):
@@ -381,7 +381,7 @@ FILES = JSON | st.dictionaries(st.sampled_from(PATHS), RECORD)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=200) | st.builds(lambda text: checkpoint._seal(text), st.text(max_size=60)))
+@given(data=st.binary(max_size=200) | st.builds(lambda text: checkpoint.seal(text), st.text(max_size=60)))
 def test_any_bytes_as_state_give_a_clear_error(tmp_path, data):
     path = tmp_path / "step-1"
     path.mkdir(exist_ok=True)
@@ -404,7 +404,7 @@ def test_any_json_as_state_gives_a_clear_error_or_nothing_wrong(tmp_path, schema
 def test_files_outside_the_checkpoint_are_not_read(tmp_path):
     for step in (1, 2):
         save_step(tmp_path, step)
-    record = checkpoint._unseal(tmp_path / "step-1" / "state.json")["files"]["generator.safetensors"]
+    record = checkpoint.unseal(tmp_path / "step-1" / "state.json")["files"]["generator.safetensors"]
     for file in ("../step-1/generator.safetensors", str(tmp_path / "step-1" / "generator.safetensors")):
         reseal(tmp_path / "step-2", files={file: record})
         with pytest.raises(FastganError, match="does not list the files of a checkpoint"):
@@ -413,7 +413,7 @@ def test_files_outside_the_checkpoint_are_not_read(tmp_path):
 
 def test_deep_nesting_and_endless_numbers_are_damage(tmp_path):
     for body in ("[" * 100_000, "9" * 10_000):
-        (tmp_path / "state.json").write_bytes(checkpoint._seal(body))
+        (tmp_path / "state.json").write_bytes(checkpoint.seal(body))
         with pytest.raises(FastganError, match="damaged"):
             load(tmp_path)
 
@@ -473,9 +473,10 @@ def test_an_error_of_the_system_is_one_line_and_loses_nothing(tmp_path, monkeypa
     save_step(tmp_path, 1)
     calls = 0
 
-    def failing(path, data):
+    def failing(path, *parts):
         nonlocal calls
         calls += 1
+        data = b"".join(parts)
         if calls > when:
             path.write_bytes(data[: len(data) // 2])
             raise OSError(code, os.strerror(code), str(path))
@@ -502,7 +503,8 @@ def test_the_first_save_of_all_has_no_earlier_one_to_name(tmp_path):
 def test_a_device_that_forgets_is_found_before_anything_is_deleted(tmp_path, monkeypatch):
     save_step(tmp_path, 1)
 
-    def forgetful(path, data):
+    def forgetful(path, *parts):
+        data = b"".join(parts)
         flipped = data[:-1] + bytes([data[-1] ^ 1])
         files.write_durable(path, flipped if path.suffix == ".safetensors" else data)
 

@@ -32,6 +32,7 @@ GPU_KERNELS = {
     "batch_norm_act": "CUDA C++",
     "conv_transpose_bn_act": "Triton",
     "counter_noise": "CUDA C++",
+    "ingest": "CUDA C++",
     "masked_act": "Triton",
     "symmetric_product": "CUDA C++",
 }

@@ -15,6 +15,7 @@ from fastgan.kernels import (
     batch_norm_act,
     conv_transpose_bn_act,
     counter_noise,
+    ingest,
     masked_act,
     symmetric_product,
 )
@@ -130,6 +131,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cases that a CPU does in no time."""
     monkeypatch.setattr(adam_ema, "CASES", {"odd sizes": adam_ema.CASES["odd sizes"]})
     monkeypatch.setattr(counter_noise, "CASES", {"odd size": counter_noise.CASES["odd size"]})
+    monkeypatch.setattr(ingest, "CASES", {"odd sizes": ingest.CASES["odd sizes"]})
     for op in (masked_act, batch_norm_act):
         cases = {name: case for name, case in op.CASES.items() if 0 < math.prod(case[0]) < 2000}
         monkeypatch.setattr(op, "CASES", cases)
@@ -157,6 +159,7 @@ def test_the_check_passes_for_our_cpu_kernels(op: str) -> None:
 RESULTS = {
     "adam_ema": (torch.ops.fastgan, "adam_ema_"),
     "counter_noise": (torch.ops.fastgan, "counter_noise"),
+    "ingest": (ingest, "ingest"),
     "masked_act": (masked_act, "apply_mask"),
     "batch_norm_act": (batch_norm_act, "batch_norm_act"),
     "conv_transpose_bn_act": (conv_transpose_bn_act, "conv_transpose"),

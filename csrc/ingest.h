@@ -1,0 +1,33 @@
+// Images as they are stored to images as networks take them; fastgan/kernels/ingest.py has the definition, and the same
+// in PyTorch.
+#pragma once
+
+#include "portable.h"
+
+namespace fastgan {
+
+enum class IngestType : int { kFloat = 0, kBFloat16 = 1, kHalf = 2 };
+
+// out[n, h, w, c] = value(pixels[n, h, w', c]) with w' = width - 1 - w where flip[n], else w. flip: null for nowhere.
+struct Ingest {
+  const uint8_t* pixels;
+  const uint8_t* flip;  // one bool per sample
+  int64_t samples, height, width, channels;
+  void* out;
+};
+
+// Correctly rounded on every processor. A product with 1 / 127.5 would be faster and differ in last bits.
+FASTGAN_HD float ingest_value(uint8_t pixel) { return (float(pixel) - 127.5f) / 127.5f; }
+
+FASTGAN_HD void ingest_store(float value, float* to) { *to = value; }
+FASTGAN_HD void ingest_store(float value, BFloat16* to) { *to = BFloat16::from(value); }
+FASTGAN_HD void ingest_store(float value, Half* to) { *to = Half::from(value); }
+
+}  // namespace fastgan
+
+extern "C" {
+void fastgan_ingest_cpu(const fastgan::Ingest* ingest, fastgan::IngestType type, int threads);
+
+// Queues on `stream` of `device`; returns a cudaError_t.
+int fastgan_ingest_cuda(const fastgan::Ingest* ingest, fastgan::IngestType type, int device, void* stream);
+}

@@ -1,0 +1,249 @@
+"""A pack as an ImageSet: raw images straight from the mapped shards, JPEG and PNG by a pool of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgan.data.decode import BadImage, decode, open_image
+from fastgan.data.files import printable
+from fastgan.data.folder import shares
+from fastgan.data.image_set import ImageSet, Indices, Pixels, describe
+from fastgan.data.jpeg import decode_jpeg, jpeg_header
+from fastgan.data.options import DataOptions
+from fastgan.data.pack_format import AGAIN, CHECKSUMS, LABELS, OFFSETS, PackIndex, map_table, read_index, shard_path
+from fastgan.errors import FastganError
+
+VERIFIED_AT_ONCE = 4096  # images
+COLD = 0.5  # a pack larger than this part of the memory is read at random from the disk, not from the page cache
+Progress = Callable[[int, int], None]
+
+
+@dataclass(eq=False)
+class Pack:
+    """An open pack. first: [shards + 1] number of the first image of each shard; base: [shards + 1] its first byte.
+
+    Shards are mapped when they are first read.
+    """
+
+    folder: Path
+    index: PackIndex
+    first: Indices
+    base: Indices
+    checksums: NDArray[np.uint32]
+    offsets: NDArray[np.uint64] | None
+    labels: Indices | None
+    maps: dict[int, mmap.mmap] = field(default_factory=dict)
+    raw: dict[int, Pixels] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return printable(str(self.folder))
+
+    def where(self, image: int) -> str:
+        shard = int(np.searchsorted(self.first, image, side="right")) - 1
+        return f"pack {self.name}: image {image} in {shard_path(self.folder, shard).name}"
+
+    def map(self, shard: int) -> mmap.mmap:
+        """The bytes of a shard, of the length that the index says. Raises FastganError."""
+        if shard not in self.maps:
+            path, length = shard_path(self.folder, shard), self.index.shards[shard].bytes
+            try:
+                with path.open("rb") as file:
+                    if os.fstat(file.fileno()).st_size < length:
+                        raise FastganError(f"pack {self.name}: {path.name} has become shorter; {AGAIN}")
+                    mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise FastganError(f"pack {self.name}: {path.name}: {error.strerror}; {AGAIN}") from error
+            if hasattr(mapped, "madvise") and self.base[-1] > COLD * memory_bytes():
+                mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead: the neighbours of an image are not asked for
+            self.maps[shard] = mapped
+        return self.maps[shard]
+
+    def pixels(self, shard: int) -> Pixels:
+        """A raw shard, [images, size, size, channels]."""
+        if shard not in self.raw:
+            shape = self.index.shards[shard].images, *self.index.shape
+            self.raw[shard] = np.frombuffer(self.map(shard), np.uint8).reshape(shape)
+        return self.raw[shard]
+
+    def fetch_raw(self, indices: Indices, out: Pixels) -> None:
+        """ImageSet.fetch of a raw pack."""
+        if len(self.index.shards) == 1:
+            np.take(self.pixels(0), indices, axis=0, out=out, mode="clip")  # "clip" lets it write into `out`
+            return
+        shards = np.searchsorted(self.first, indices, side="right") - 1
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            out[here] = self.pixels(int(shard))[indices[here] - self.first[shard]]
+
+    def encoded(self, image: int) -> memoryview:
+        """The bytes of a JPEG or PNG image. Raises FastganError where the table points anywhere else."""
+        assert self.offsets is not None
+        shard = int(np.searchsorted(self.first, image, side="right")) - 1
+        start, end = int(self.offsets[image]), int(self.offsets[image + 1])
+        least, most = int(self.base[shard]), int(self.base[shard + 1])
+        if not least <= start < end <= most or end - start > self.index.most_bytes:
+            raise FastganError(
+                f"{self.where(image)}: damaged {OFFSETS}: expected a piece of bytes {least} to {most}, "
+                f"got {start} to {end}; {AGAIN}"
+            )
+        return memoryview(self.map(shard))[start - least : end - least]
+
+    def decode_into(self, image: int, out: Pixels) -> None:
+        """A JPEG or PNG image into `out` [size, size, channels]. Raises FastganError for a damaged one."""
+        data = self.encoded(image)
+        if zlib.crc32(data) != int(self.checksums[image]):
+            raise FastganError(f"{self.where(image)}: does not match its checksum; {AGAIN}")
+        header = jpeg_header(data) if self.index.encoding == "jpeg" else None
+        fits = header is not None and header[:2] == (self.index.size, self.index.size)
+        if fits and decode_jpeg(data, grey=self.index.channels == 1, out=out) is not None:
+            return
+        try:
+            out[:] = decode_exactly(bytes(data), self.index)
+        except BadImage as error:
+            raise FastganError(f"{self.where(image)}: {error}; {AGAIN}") from error
+
+
+def decode_exactly(data: bytes, index: PackIndex) -> Pixels:
+    """[size, size, channels] of a file that has this size already; raises BadImage for another."""
+    limits = DataOptions(size=index.size, channels=index.channels, crop="none", min_side=1)
+    width, height = open_image(io.BytesIO(data), limits).size
+    if (width, height) != (index.size, index.size):
+        raise BadImage(f"is {width}x{height}, not {index.size}x{index.size}")
+    return decode(io.BytesIO(data), limits, full=True)[0]
+
+
+def open_pack_files(folder: Path) -> Pack:
+    """Checks index.json and the sizes of all files, and maps the tables."""
+    index = read_index(folder)
+    first = np.cumsum([0, *(shard.images for shard in index.shards)], dtype=np.int64)
+    base = np.cumsum([0, *(shard.bytes for shard in index.shards)], dtype=np.int64)
+    tables = {name: map_table(folder, index, name) for name in index.tables}
+    return Pack(folder, index, first, base, tables[CHECKSUMS], tables.get(OFFSETS), tables.get(LABELS))
+
+
+def open_pack(folder: Path, options: DataOptions) -> ImageSet:
+    """The images of a pack. Raises FastganError for a damaged pack, and for another size than `options` want."""
+    pack = open_pack_files(folder)
+    index = pack.index
+    if index.shape != options.shape:
+        got, wanted = ("x".join(map(str, shape)) for shape in (index.shape, options.shape))
+        raise FastganError(
+            f"pack {pack.name} holds images of {got}, but {wanted} is wanted: pack again with "
+            f"--size {options.size}, or set data.size={index.size} and data.channels={index.channels}"
+        )
+    raw, size = index.encoding == "raw", int(pack.base[-1])
+    shards = f"{len(index.shards)} shard" + "s" * (len(index.shards) > 1)
+    rejected = index.about.get("rejected", 0)
+    return ImageSet(
+        name=pack.name,
+        size=index.size,
+        channels=index.channels,
+        count=index.count,
+        fetch=pack.fetch_raw if raw else _decoder(pack, options.threads),
+        labels=pack.labels,
+        classes=index.classes,
+        summary=describe(
+            pack.name,
+            count=index.count,
+            shape=index.shape,
+            classes=len(index.classes),
+            where=f"pack of {size / 1e6:,.1f} MB {'raw' if raw else index.encoding.upper()} in {shards}",
+            notes=(f"{rejected:,} rejected when packing (rejected.jsonl)",) if rejected else (),
+        ),
+        kind="mapped" if raw else "decoded",
+        names_sha256=index.order,
+    )
+
+
+def _decoder(pack: Pack, threads: int) -> Callable[[Indices, Pixels], None]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fastgan-decode")
+
+    def fetch(indices: Indices, out: Pixels) -> None:
+        def piece(positions: range) -> None:
+            for position in positions:
+                pack.decode_into(int(indices[position]), out[position])
+
+        for _ in pool.map(piece, shares(len(indices), threads)):
+            pass
+
+    return fetch
+
+
+def verify_pack(folder: Path, threads: int, progress: Progress | None = None) -> tuple[list[str], PackIndex]:
+    """What is wrong with a pack, a line each, and its index; [] for a good one.
+
+    Every byte is read and compared with its checksum.
+
+    Raises FastganError where so much is wrong that the pack cannot be opened.
+    """
+    pack = open_pack_files(folder)
+    wrong = [*_wrong_tables(pack)]
+    if wrong:  # what they say of images means nothing
+        return wrong, pack.index
+    pieces = [
+        (shard, start, min(start + VERIFIED_AT_ONCE, int(pack.first[shard + 1])))
+        for shard in range(len(pack.index.shards))
+        for start in range(int(pack.first[shard]), int(pack.first[shard + 1]), VERIFIED_AT_ONCE)
+    ]
+    for shard in range(len(pack.index.shards)):
+        pack.map(shard)
+    done = 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="fastgan-verify") as pool:
+        for (_, start, end), found in zip(
+            pieces, pool.map(lambda piece: _wrong_images(pack, *piece), pieces), strict=True
+        ):
+            wrong += found
+            done += end - start
+            if progress is not None:
+                progress(done, pack.index.count)
+    return wrong, pack.index
+
+
+def _wrong_tables(pack: Pack) -> Iterator[str]:
+    index = pack.index
+    for name, expected in index.tables.items():
+        if sha256_of(pack.folder / name) != expected:
+            yield f"{name} does not match its checksum"
+    if pack.labels is not None and not (pack.labels.min() >= 0 and pack.labels.max() < len(index.classes)):
+        yield f"{LABELS} has labels outside of 0 to {len(index.classes) - 1}"
+    if pack.offsets is not None:
+        steps = np.diff(pack.offsets.astype(np.int64))
+        if not ((steps > 0).all() and (pack.offsets[pack.first] == pack.base.astype(np.uint64)).all()):
+            yield f"{OFFSETS} does not ascend from the begin of every shard to its end"
+
+
+def _wrong_images(pack: Pack, shard: int, start: int, end: int) -> list[str]:
+    """Images start to end - 1, of one shard, that are not as they were written."""
+    if pack.offsets is None:
+        size = pack.index.image_bytes
+        ends = np.arange(start, end + 1) * size - int(pack.first[shard]) * size
+    else:
+        ends = pack.offsets[start : end + 1].astype(np.int64) - pack.base[shard]
+    data, sums = memoryview(pack.map(shard)), pack.checksums[start:end].tolist()
+    return [
+        f"image {start + i} in {shard_path(pack.folder, shard).name} does not match its checksum"
+        for i, (a, b) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
+        if zlib.crc32(data[a:b]) != sums[i]
+    ]
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def memory_bytes() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
