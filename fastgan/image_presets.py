@@ -90,7 +90,7 @@ IMAGE_ROWS = (
             source="inverted",
             identity=0.0,
         ),
-        kimg=25,
+        kimg=12,
         players=("generator", "back", "critic", "critic_back"),
     ),
     # Zhu et al. 2017 (arXiv:1703.10593, sections 4 and 7.2): 6 blocks at 128 pixels, then less and less.
@@ -112,7 +112,7 @@ IMAGE_ROWS = (
             PatchCritic(width=16, layers=1, norm="none"),
             smallest=0.3,
         ),
-        kimg=25,
+        kimg=15,
         players=("generator", "critic"),
     ),
     Config(
