@@ -261,3 +261,9 @@ class Inpaints(Protocol):
 
     def inpaint(self, players: Mapping[str, nn.Module], images: Tensor, masks: Tensor, draw: Draw) -> Tensor:
         """Images [N, C, S, S] with what is under `masks` [N, 1, S, S] (1: unknown) filled; the rest stays as it was."""
+
+
+def commands_of(system: System) -> tuple[str, ...]:
+    """Names of the commands that a system can be used with."""
+    able = {"sample": Samples, "encode": Encodes, "translate": Translates, "upscale": Upscales, "inpaint": Inpaints}
+    return tuple(name for name, kind in able.items() if isinstance(system, kind))

@@ -129,6 +129,11 @@ def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) 
     """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
     config, players, _ = load_run(run, weights == "average", "cpu", say)
     s: Any = config.system  # options of the one kind of system that can be exported
+    if not isinstance(s, Samples):
+        raise FastganError(
+            f"fastgan export: preset {config.preset} makes images from images, which cannot be exported yet; its "
+            "weights are safetensors files in the run's checkpoints"
+        )
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
     out = out or run_folder(run) / "export"
     with writable(out / "config.json"):

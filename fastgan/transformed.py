@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastgan.config import Config
-from fastgan.contract import Inpaints, Translates, Upscales
+from fastgan.contract import Batch, Inpaints, Translates, Upscales, commands_of
 from fastgan.data import BUILT_IN, DataOptions, open_images, read_images
 from fastgan.errors import FastganError
 from fastgan.gans.masks import draw_masks
@@ -31,6 +31,7 @@ __all__ = ["inpaint_pictures", "tiled", "translate_pictures", "upscale_pictures"
 
 Say = Callable[[str], None]
 SHOWN = 32  # pictures on a sheet
+BUILT_IN_SHOWN = 64  # images of a built-in set
 TILE = 128  # side of a tile, in pixels of what is enlarged
 
 
@@ -43,14 +44,14 @@ class Named:
 
 
 def pictures_in(path: str, options: DataOptions, *, whole: bool, device: torch.device) -> Iterator[Named]:
-    """The pictures at `path`: a file, a folder, a zip, "digits" or "photos".
+    """The pictures at `path`: a file, a folder, a zip, or the first of a built-in set.
 
     whole: as large as they are; else cropped and resized as `options` says
     Raises FastganError for what cannot be read.
     """
     if path in BUILT_IN:
         images = open_images(replace(options, path=path, pairs="", direction="AtoB"))
-        for number in range(len(images)):
+        for number in range(min(len(images), BUILT_IN_SHOWN)):
             yield Named(f"{number:06}", _as_tensor(images.read(np.array([number]))[0], device))
         return
     taken: set[str] = set()
@@ -130,8 +131,6 @@ def _source_channels(config: Config) -> int:
 
 def _derived(system: Any, pixels: Tensor, number: int) -> Tensor:
     """A source made of an image as training made it."""
-    from fastgan.contract import Batch
-
     draw = picture_draw([number], pixels.device)
     batch = Batch(pixels, None, draw.index)
     if system.source == "data":
@@ -236,7 +235,6 @@ def read_mask(path: Path, size: int) -> Tensor:
 
 
 def _other_kind(command: str, config: Config) -> FastganError:
-    able = {"translate": Translates, "upscale": Upscales, "inpaint": Inpaints, "sample": object}
-    others = [name for name, kind in able.items() if name != "sample" and isinstance(config.system, kind)]
-    hint = f"; use fastgan {others[0]}" if others else "; use fastgan sample"
+    others = [name for name in commands_of(config.system) if name != "encode"]
+    hint = f"; use fastgan {others[0]}" if others else ""
     return FastganError(f"fastgan {command}: preset {config.preset} does something else{hint}")

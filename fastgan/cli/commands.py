@@ -102,7 +102,7 @@ class Translate:
     run: Positional[Path]
     """run folder, or a checkpoint in it"""
     images: Positional[str]
-    """an image, a folder or zip of images, digits, photos or photos:held-out"""
+    """an image, a folder or zip of images, or digits, photos or photos:held-out (64 of them)"""
     out: Annotated[Path | None, _default("RUN/translated")] = None
     """folder for a PNG per image, and sheet.png, which shows source and result side by side"""
     back: bool = False
@@ -140,7 +140,7 @@ class Inpaint:
     run: Positional[Path]
     """run folder, or a checkpoint in it"""
     images: Positional[str]
-    """an image, a folder or zip of images, digits, photos or photos:held-out"""
+    """an image, a folder or zip of images, or digits, photos or photos:held-out (64 of them)"""
     mask: str = "box"
     """box or free (drawn for each image), or an image file of the run's size whose white pixels are the hole"""
     out: Annotated[Path | None, _default("RUN/inpainted")] = None
