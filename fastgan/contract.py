@@ -135,8 +135,16 @@ class Networks(Protocol):
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S]."""
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]."""
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N], or [N, outputs] where there are several: classes, latents, features."""
+
+
+@runtime_checkable
+class LabelledNetworks(Protocol):
+    """Networks whose generator can take labels inside, by conditional batch normalisation."""
+
+    def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
+        """(z [N, latent], labels [N] int64 below image.classes) -> [N, C, S, S]."""
 
 
 class Translator(Protocol):
@@ -214,6 +222,15 @@ class Samples(Protocol):
 
     def sample(self, players: Mapping[str, nn.Module], latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images [N, C, S, S] in [-1, 1] for `latents` and, where the system has classes, `labels` [N] int64."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """Makes images of a class that one asks for: `fastgan sample --labels`."""
+
+    @property
+    def labelled(self) -> bool:
+        """True."""
 
 
 @runtime_checkable

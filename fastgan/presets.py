@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastgan.augment import Augment
+from fastgan.contract import System
 from fastgan.data import DataOptions
 from fastgan.evaluation import Evaluation
-from fastgan.gans import UnconditionalGAN
+from fastgan.gans import (
+    VAEGAN,
+    AuxiliaryGAN,
+    BoundaryEquilibriumGAN,
+    ConditionalGAN,
+    InferenceGAN,
+    MixtureGAN,
+    UnconditionalGAN,
+)
 from fastgan.image_presets import IMAGE_ROWS
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet
 from fastgan.optim import Averaging, Optimizer
@@ -42,28 +53,43 @@ def _r3gan(size: int, *, gamma: float, kimg: float, batch: int, halflife_kimg: f
     )
 
 
-_ROWS = (
-    # A start without data: 1,797 handwritten digits, about four minutes on one CPU core.
-    Config(
-        preset="digits",
+def _digits(
+    preset: str, system: System, *, kimg: float = 280, lr: float = 1e-3, others: tuple[str, ...] = ()
+) -> Config:
+    """A start without data: 1,797 handwritten digits, minutes on one CPU core. others: players but the usual two."""
+    optimizer = Optimizer(lr=Schedule(lr, 0.0, begin=0.6), beta1=0.0, beta2=0.99)
+    return Config(
+        preset=preset,
         data=DataOptions(path="digits", size=32, channels=1),
-        system=UnconditionalGAN(
-            Dense(),
-            latent=64,
-            loss="relativistic",
-            r1=Schedule(3.0, 0.3, finish=0.6),
-            r2=Schedule(3.0, 0.3, finish=0.6),
-            penalty_every=4,
-        ),
-        optim=_both(lr=Schedule(1e-3, 0.0, begin=0.6), beta1=0.0, beta2=0.99),
+        system=system,
+        optim=dict.fromkeys(("generator", "critic", *others), optimizer),
         averaging=Averaging(halflife_kimg=20.0, rampup=0.1),
         output=Output(tick_seconds=5, grid_kimg=70, checkpoint_kimg=70),
         evaluation=Evaluation(features="digits"),
-        kimg=280,
+        kimg=kimg,
         batch=64,
         threads=1,
         channels_last=False,
+    )
+
+
+_FADING = Schedule(3.0, 0.3, finish=0.6)  # gamma of R1 and R2 on digits
+_DIGITS: Any = {"latent": 64, "loss": "relativistic", "r1": _FADING, "r2": _FADING, "penalty_every": 4}
+
+_ROWS = (
+    _digits("digits", UnconditionalGAN(Dense(), **_DIGITS)),
+    _digits("digits-conditional", ConditionalGAN(Dense(), **_DIGITS), kimg=140),
+    _digits("digits-auxiliary", AuxiliaryGAN(Dense(), **_DIGITS), kimg=140),
+    _digits("digits-bigan", InferenceGAN(Dense(), **_DIGITS | {"latent": 32}), others=("encoder",)),
+    _digits("digits-ali", InferenceGAN(Dense(), stochastic=True, **_DIGITS | {"latent": 32}), others=("encoder",)),
+    _digits("digits-mixture", MixtureGAN(Dense(), heads=8, **_DIGITS), kimg=140),
+    _digits(
+        "digits-vae-gan",
+        VAEGAN(Dense(), latent=32, r1=_FADING, penalty_every=4, similarity=1.0),
+        kimg=140,
+        others=("encoder",),
     ),
+    _digits("digits-began", BoundaryEquilibriumGAN(Dense(), latent=32, code=32), kimg=140),
     # Radford et al. 2016 (arXiv:1511.06434): batch normalisation in both networks, no penalty.
     Config(
         preset="dcgan-64",
@@ -91,6 +117,24 @@ _ROWS = (
         system=UnconditionalGAN(ResNet(), latent=128, loss="hinge", critic_steps=5),
         optim=_both(lr=Schedule(2e-4, 0.0, shape="linear"), beta1=0.0, beta2=0.9),
         kimg=32000,
+        batch=64,
+    ),
+    # Miyato & Koyama 2018 (arXiv:1802.05637): the same with labels by projection, for folders of classes.
+    Config(
+        preset="projection-32",
+        data=DataOptions(path="", size=32),
+        system=ConditionalGAN(ResNet(), latent=128, loss="hinge", critic_steps=5),
+        optim=_both(lr=Schedule(2e-4, 0.0, shape="linear"), beta1=0.0, beta2=0.9),
+        kimg=32000,
+        batch=64,
+    ),
+    # Mirza & Osindero 2014 (arXiv:1411.1784), labels beside z and beside the colours, in the networks of DCGAN.
+    Config(
+        preset="conditional-64",
+        data=DataOptions(path="", size=64),
+        system=ConditionalGAN(DCGAN(critic_norm="none"), latent=100, labels="concatenation", r1=1.0, penalty_every=4),
+        optim=_both(lr=2e-4, beta1=0.5, beta2=0.99),
+        kimg=2000,
         batch=64,
     ),
     _r3gan(32, gamma=0.05, kimg=250_000, batch=512, halflife_kimg=5000, augment_p=0.55),

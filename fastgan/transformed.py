@@ -237,4 +237,4 @@ def read_mask(path: Path, size: int) -> Tensor:
 def _other_kind(command: str, config: Config) -> FastganError:
     others = [name for name in commands_of(config.system) if name != "encode"]
     hint = f"; use fastgan {others[0]}" if others else ""
-    return FastganError(f"fastgan {command}: preset {config.preset} does something else{hint}")
+    return FastganError(f"{command}: preset {config.preset} does something else{hint}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.dist import ALONE, Ranks
 from fastgan.models import DCGAN, R3GAN, Dense, PatchCritic, ResNet, ResNetTranslator, SRCritic, SRResNet, UNet
 from fastgan.options import Config
@@ -48,7 +48,9 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
         return replace(config, system=system_, data=data, batch=batch, kimg=1.0, threads=0)
     networks = config.system.networks
     slim = replace(networks, **NARROW[type(networks)])
-    return replace(config, system=replace(config.system, networks=slim, **system), batch=batch, kimg=1.0, threads=0)
+    data = replace(config.data, classes=5) if isinstance(config.system, Labelled) else config.data
+    slim_system = replace(config.system, networks=slim, **system)
+    return replace(config, data=data, system=slim_system, batch=batch, kimg=1.0, threads=0)
 
 
 def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object) -> Config:
@@ -60,8 +62,10 @@ def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object
     if isinstance(config.system.networks, R3GAN):
         slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
         config = replace(config, system=replace(config.system, networks=slim))
-    system_ = replace(config.system, critic_steps=min(config.system.critic_steps, critic_steps))
-    return replace(config, system=system_, data=replace(config.data, size=size))
+    if hasattr(config.system, "critic_steps"):
+        slim_system = replace(config.system, critic_steps=min(config.system.critic_steps, critic_steps))
+        config = replace(config, system=slim_system)
+    return replace(config, data=replace(config.data, size=size))
 
 
 def step_of(
@@ -98,6 +102,7 @@ def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32, ra
         return noise[mine].to(dtype).permute(0, 3, 1, 2)
 
     index = torch.arange(config.batch) + number * config.batch
+    labels = index * 7 % config.shape.classes if config.shape.classes else None
     images = pixels(config.shape.channels)
     source = pixels(config.shape.source_channels) if config.shape.source_channels else None
-    return Batch(images, None, index[mine], source)
+    return Batch(images, None if labels is None else labels[mine], index[mine], source)

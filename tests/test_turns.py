@@ -60,8 +60,8 @@ def test_a_step_on_a_device_that_is_not_there(preset: str) -> None:
     with mock.patch.object(penalty, "_by_sweep", side_effect=penalty.sweep.NoFaster), Memory() as memory:
         _, step = step_of(config, device="meta")
         batch = batch_of(config, 0)
-        source = None if batch.source is None else batch.source.to("meta")
-        batch = Batch(batch.images.to("meta"), None, batch.index.to("meta"), source)
+        labels, source = (None if t is None else t.to("meta") for t in (batch.labels, batch.source))
+        batch = Batch(batch.images.to("meta"), labels, batch.index.to("meta"), source)
         for number in range(2 * lazy_cycle(config)):
             with NoHostReads() if number >= lazy_cycle(config) else nullcontext():
                 step(lambda: batch)

@@ -14,6 +14,7 @@ from fastgan.cli.commands import (
     Bench,
     Command,
     Doctor,
+    Encode,
     Eval,
     Export,
     Inpaint,
@@ -41,6 +42,8 @@ def run(command: Command, arguments: Sequence[str]) -> int:
             return run_sample(command)
         case Interpolate():
             return run_interpolate(command)
+        case Encode():
+            return run_encode(command)
         case Translate():
             return run_translate(command)
         case Upscale():
@@ -140,14 +143,23 @@ def run_train(command: Train, arguments: Sequence[str]) -> int:
 def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
-    draw_samples(command.run, command.seeds, command.out, command.singles, command.weights, command.device, say)
+    c = command
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say)
     return 0
 
 
 def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
-    draw(command.run, command.seeds, command.frames, command.out, command.fps, command.weights, command.device, say)
+    c = command
+    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    return 0
+
+
+def run_encode(command: Encode) -> int:
+    from fastgan.encode import encode_images
+
+    encode_images(command.run, command.images, command.out, command.weights, command.device, say)
     return 0
 
 

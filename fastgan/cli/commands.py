@@ -25,7 +25,7 @@ class Train:
     """Train a GAN on a folder, zip, tar or pack of images; the same command again goes on where it stopped."""
 
     data: Annotated[str | None, _default("the preset's")] = None
-    """folder, .zip or .tar of images, a pack (fastgan pack), "digits" or "photos" (both need no data of yours)"""
+    """folder, .zip or .tar of images, a pack (fastgan pack), or what is here: "digits", "photos" (patches of 7)"""
     preset: Annotated[str | None, tyro.conf.arg(help=PRESET_HELP, help_behavior_hint="(default: dcgan-64)")] = None
     out: Annotated[str | None, _default("runs/PRESET")] = None
     """run folder"""
@@ -65,6 +65,8 @@ class Sample:
     """run folder, or a checkpoint in it"""
     seeds: str = "0-63"
     """numbers and ranges, such as 0-63 or 3,7,20-29"""
+    labels: Annotated[str | None, _default("each class in turn")] = None
+    """of a run with classes: their names or numbers in turn, such as 3,7 or cat,dog; a column of the grid is a class"""
     out: Path | None = None
     """PNG file of the grid (default: RUN/samples-SEEDS.png)"""
     singles: Path | None = None
@@ -83,6 +85,8 @@ class Interpolate:
     """run folder, or a checkpoint in it"""
     seeds: str = "0-7"
     """two or more, such as 0-7 or 3,7,20"""
+    labels: Annotated[str | None, _default("each class in turn")] = None
+    """of a run with classes: those of the seeds, in turn; one for all of the way"""
     frames: int = 16
     """pictures from each seed to the next"""
     out: Path | None = None
@@ -147,6 +151,22 @@ class Inpaint:
     """folder for a PNG per image, and sheet.png, which shows hole, result and original side by side"""
     seed: int = 0
     """of the masks"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
+class Encode:
+    """Find the latents of images by a run that has an encoder (digits-bigan, digits-ali, digits-vae-gan)."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    images: Positional[str]
+    """folder or zip of images, "digits" or "photos"; cropped and resized as in training"""
+    out: Annotated[Path | None, _default("RUN/codes.npz")] = None
+    """.npz file of codes [N, latent], error [N] and labels [N]; a picture of reconstructions lies beside it as PNG"""
     weights: Literal["average", "live"] = "average"
     """averaged weights, or those of the last step"""
     device: str = "auto"
@@ -232,4 +252,4 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Translate | Upscale | Inpaint | Eval | Export | Pack | Doctor | Bench
+Command = Train | Sample | Interpolate | Translate | Upscale | Inpaint | Encode | Eval | Export | Pack | Doctor | Bench

@@ -24,8 +24,8 @@ from torch.nn.functional import l1_loss
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Turn
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.image_buffer import ImageBuffer
+from fastgan.gans.play import frozen
 from fastgan.gans.sources import channels_of
-from fastgan.gans.unconditional import frozen
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, ResNetTranslator
 from fastgan.penalty import critic_backward

@@ -23,7 +23,7 @@ from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Tu
 from fastgan.dist import group_mean
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.masks import centres, check_kind, crops, draw_masks
-from fastgan.gans.unconditional import frozen
+from fastgan.gans.play import frozen
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, UNet
 from fastgan.penalty import critic_backward

@@ -24,7 +24,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Turn
 from fastgan.errors import FastganError, suggest
 from fastgan.features import VGG16Maps, open_vgg16_maps
-from fastgan.gans.unconditional import frozen
+from fastgan.gans.play import frozen
 from fastgan.losses import LOSSES
 from fastgan.models import SRCritic, SRResNet
 from fastgan.models.patch_critic import matched_features

@@ -23,8 +23,8 @@ from torch.nn.functional import l1_loss
 
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Turn
 from fastgan.errors import FastganError, suggest
+from fastgan.gans.play import frozen
 from fastgan.gans.sources import channels_of, check_source, source_of
-from fastgan.gans.unconditional import frozen
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, UNet
 from fastgan.models.patch_critic import matched_features

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError, suggest
-from fastgan.models.sizes import at_least_one, levels
+from fastgan.models.sizes import at_least_one, levels, per_image
 from fastgan.models.spectral import spectral_norm
-from fastgan.nn import fuse
+from fastgan.nn import ConditionalBatchNormAct2d, ConditionalSequential, fuse
 
 GENERATOR_NORMS = ("batch", "none")
 CRITIC_NORMS = ("batch", "none", "spectral")
@@ -61,10 +61,20 @@ class DCGAN:
         widths = self._widths(image, self.generator_width)
         return fuse(Generator(latent, widths, image.channels, norm=self.generator_norm))
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]. FastganError for sizes that are not 16, 32, ..., 512."""
+    def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
+        """(z [N, latent], labels [N]) -> [N, C, S, S]: conditional batch normalisation. FastganError as generator."""
+        if self.generator_norm != "batch":
+            raise FastganError(
+                f"DCGAN: generator_norm {self.generator_norm!r} has no batch normalisation for labels to scale; set it "
+                "to 'batch', or the system's labels to 'concatenation'"
+            )
+        widths = self._widths(image, self.generator_width)
+        return fuse(Generator(latent, widths, image.channels, norm=self.generator_norm, classes=image.classes))
+
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes that are not 16, 32, ..., 512."""
         widths = self._widths(image, self.critic_width)
-        return fuse(Critic(image.channels, widths[::-1], norm=self.critic_norm))
+        return fuse(Critic(image.channels, widths[::-1], norm=self.critic_norm, outputs=outputs))
 
     def _widths(self, image: ImageShape, width: int) -> list[int]:
         """Channels at 4x4, 8x8, ..., S/2."""
@@ -76,31 +86,33 @@ class Generator(nn.Module):
     """z [N, latent] -> images [N, channels, S, S] in (-1, 1), S = 2^(len(widths) + 2).
 
     blocks: one per resolution below S, each a Sequential (conv, norm, act); to_image: (conv, act)
+    classes: with them it is (z, labels [N]) -> images, the norms conditional
     """
 
-    def __init__(self, latent: int, widths: list[int], channels: int, *, norm: str) -> None:
+    def __init__(self, latent: int, widths: list[int], channels: int, *, norm: str, classes: int = 0) -> None:
         super().__init__()
         bias = norm != "batch"
         blocks: list[nn.Module] = []
         for before, width in zip([latent, *widths], widths, strict=False):
             conv = _conv_transpose(before, width, bias=bias, first=not blocks)
-            blocks.append(_block(conv, norm, nn.ReLU(inplace=True)))
-        self.blocks = nn.Sequential(*blocks)
+            blocks.append(_labelled(conv, classes) if classes else _block(conv, norm, nn.ReLU(inplace=True)))
+        self.blocks = ConditionalSequential(*blocks) if classes else nn.Sequential(*blocks)
         self.to_image = _block(_conv_transpose(widths[-1], channels, bias=bias), "none", nn.Tanh())
         _initialise(self)
 
-    def forward(self, z: Tensor) -> Tensor:
-        images: Tensor = self.to_image(self.blocks(z[:, :, None, None]))
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = z[:, :, None, None]
+        images: Tensor = self.to_image(self.blocks(x) if labels is None else self.blocks(x, labels))
         return images
 
 
 class Critic(nn.Module):
-    """x [N, channels, S, S] -> logits [N], S = 2^(len(widths) + 2).
+    """x [N, channels, S, S] -> logits [N] or [N, outputs], S = 2^(len(widths) + 2).
 
     blocks: one per halving of the size, each a Sequential (conv, norm, act); to_logit: convolution to 1x1
     """
 
-    def __init__(self, channels: int, widths: list[int], *, norm: str) -> None:
+    def __init__(self, channels: int, widths: list[int], *, norm: str, outputs: int = 1) -> None:
         super().__init__()
         bias = norm != "batch"
         blocks: list[nn.Module] = []
@@ -108,15 +120,14 @@ class Critic(nn.Module):
             conv = nn.Conv2d(before, width, 4, stride=2, padding=1, bias=bias)
             blocks.append(_block(conv, norm if blocks else "none", nn.LeakyReLU(0.2, inplace=True)))
         self.blocks = nn.Sequential(*blocks)
-        self.to_logit = nn.Conv2d(widths[-1], 1, 4, bias=bias)
+        self.to_logit = nn.Conv2d(widths[-1], outputs, 4, bias=bias)
         _initialise(self)
         if norm == "spectral":
             for layer in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:
                 spectral_norm(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.to_logit(self.blocks(x))
-        return logits.flatten()
+        return per_image(self.to_logit(self.blocks(x)))
 
 
 def _conv_transpose(before: int, width: int, *, bias: bool, first: bool = False) -> nn.ConvTranspose2d:
@@ -134,6 +145,12 @@ def _block(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str, act: nn.Module) -> n
     return nn.Sequential(layers)
 
 
+def _labelled(conv: nn.ConvTranspose2d, classes: int) -> nn.Sequential:
+    """(conv, conditional norm with ReLU)."""
+    norm = ConditionalBatchNormAct2d(conv.out_channels, classes)
+    return ConditionalSequential(OrderedDict[str, nn.Module](conv=conv, norm=norm))
+
+
 def _initialise(network: nn.Module) -> None:
     """Convolutions N(0, 0.02^2), norms N(1, 0.02^2), biases 0. Radford et al. 2016, section 4."""
     for module in network.modules():
@@ -141,6 +158,6 @@ def _initialise(network: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
 
@@ -24,3 +26,8 @@ def at_least_one(family: str, **options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise FastganError(f"{family}: {name} must be 1 or more, got {value}")
+
+
+def per_image(values: Tensor) -> Tensor:
+    """What a critic returns for the values [N, outputs, 1...] of its last layer: [N], or [N, outputs] if several."""
+    return values.flatten() if values.shape[1] == 1 else values.flatten(1)

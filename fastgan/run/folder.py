@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import warnings
@@ -39,7 +40,7 @@ FREE = (
     "data.feeder",
 )
 
-
+ABOUT = "about.json"  # of a run folder: the data and the device in words, and the names of the classes
 NEWER = ("data.classes", "data.source_channels", "data.feeder", "data.pairs", "data.direction")
 
 
@@ -185,6 +186,15 @@ def initialise(state: Initialisable, source: str) -> None:
         state.load_weights({stem: checkpoints.read_tensors(path)}, source)
     else:
         state.load_weights(load(path, lambda line: None).tensors, source)
+
+
+def class_names(out: Path) -> tuple[str, ...]:
+    """Names of the classes that the run was trained on, in the order of their numbers; () where that is not known."""
+    try:
+        names = json.loads((out / ABOUT).read_text(encoding="utf-8"))["classes"]
+    except (OSError, ValueError, KeyError, TypeError):  # a checkpoint that was moved away from its run
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def prepare(out: Path, toml: str) -> None:
