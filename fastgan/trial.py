@@ -327,6 +327,11 @@ def bench_preset(
 ) -> None:
     """`fastgan bench` under the names of its flags."""
     config = resolve(preset, None, {"device": device} | ({} if batch is None else {"batch": batch}), sets)
+    if not hasattr(config.system, "networks"):
+        raise FastganError(
+            f"fastgan bench: preset {preset} cannot be timed by its parts yet; training prints images/s; give a "
+            "preset that makes images from latents"
+        )
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
     bench_step(config, steps, say, against, plot)
