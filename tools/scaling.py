@@ -94,7 +94,7 @@ def all_reduce_seconds(size: float, gpus: int, c: Constants) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """Times in seconds, of one step on `batch` images per GPU and critic step, but for the evaluation of all samples."""
+    """Times in seconds, of one step on `batch` images per GPU and critic step, but for evaluation."""
 
     gpus: int
     batch: int
@@ -217,7 +217,8 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="measure this machine instead")
     scales = {"matmul-tflops": ("matmul", 1e12), "copy-gbs": ("copy", 1e9), "inside-gbs": ("inside", 1e9),
               "between-gbs": ("between", 1e9), "latency-us": ("latency", 1e-6), "per-machine": ("per_machine", 1),
-              "reach": ("reach", 1), "feed": ("feed", 1), "features": ("features", 1), "metric": ("metric", 1)}  # fmt: skip
+              "reach": ("reach", 1), "feed": ("feed", 1), "features": ("features", 1),
+              "metric": ("metric", 1)}  # fmt: skip
     for flag, (field, unit) in scales.items():
         parser.add_argument(f"--{flag}", type=float, default=getattr(defaults, field) / unit)
     given = parser.parse_args()
