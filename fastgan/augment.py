@@ -145,9 +145,9 @@ class Augmenter:
                 made = adaptive(wide, draw, self.p, self.options)
         return made.to(images.dtype)
 
-    def seen_through(self, critic: Callable[[Tensor], Tensor], draw: Draw) -> Callable[[Tensor], Tensor]:
-        """x -> critic(T(x)), with a new T at each call: for penalties on the gradient by x."""
-        return lambda images: critic(self(images, draw))
+    def seen_through(self, critic: Callable[..., Tensor], draw: Draw) -> Callable[..., Tensor]:
+        """(x, ...) -> critic(T(x), ...), with a new T at each call: for penalties on the gradient by x."""
+        return lambda images, *others: critic(self(images, draw), *others)
 
     @torch.no_grad()
     def observe(self, real_logits: Tensor) -> None:

@@ -26,7 +26,7 @@ from fastgan.errors import FastganError
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 LOG_RATIO_LIMIT = 40.0
-"""The KL loss bounds the density ratio p/q by exp(LOG_RATIO_LIMIT) = 2.4e17, so that it stays finite."""
+"""Exponentials in f-divergences go on as straight lines above exp(LOG_RATIO_LIMIT) = 2.4e17: they stay finite."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,12 @@ def _kl_conjugate(t: Tensor) -> Tensor:
     Above t = 1 + L with L = LOG_RATIO_LIMIT it goes on as a straight line. That is exactly the conjugate of f
     on ratios u <= exp(L), so that the bound stays a bound and neither value nor gradient overflows.
     """
-    t = _wide(t) - 1
-    return torch.exp(t.clamp(max=LOG_RATIO_LIMIT)) + math.exp(LOG_RATIO_LIMIT) * relu(t - LOG_RATIO_LIMIT)
+    return _bounded_exp(_wide(t) - 1)
+
+
+def _bounded_exp(v: Tensor) -> Tensor:
+    """exp(v), and above LOG_RATIO_LIMIT its tangent there."""
+    return torch.exp(v.clamp(max=LOG_RATIO_LIMIT)) + math.exp(LOG_RATIO_LIMIT) * relu(v - LOG_RATIO_LIMIT)
 
 
 def _kl_critic(real: Tensor, fake: Tensor) -> Tensor:
@@ -115,6 +119,60 @@ def _kl_critic(real: Tensor, fake: Tensor) -> Tensor:
 def _kl_generator(real: Tensor, fake: Tensor) -> Tensor:
     """-E f*(D(x~)): the part of the same bound that depends on the generator. Nowozin et al. 2016, eq. 6."""
     return -_kl_conjugate(fake).mean()
+
+
+# The rows below are of Nowozin et al. 2016 too (tables 2 and 6). The critic minimises -(E g(D(x)) - E f*(g(D(x~)))),
+# minus a lower bound on the divergence, with the output activation g that keeps g(D) where f* is finite; the generator
+# minimises -E f*(g(D(x~))), as there. p is the density of the reals, q that of the fakes.
+
+
+def _reverse_kl_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """E exp(-D(x)) + E D(x~) - 1: g(v) = -exp(-v), f*(t) = -1 - log(-t). At the optimum D = log(p/q)."""
+    return _bounded_exp(-_wide(real)).mean() + _wide(fake).mean() - 1
+
+
+def _reverse_kl_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """1 - E D(x~)."""
+    return 1 - _wide(fake).mean()
+
+
+def _jensen_shannon_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """E softplus(-D(x)) + E softplus(D(x~)) - 2 log 2: g(v) = log 2 - softplus(-v), f*(t) = -log(2 - exp(t)).
+
+    The binary cross-entropy of Goodfellow et al. 2014, such that its least value is -2 JS(p, q).
+    """
+    return _logistic_critic(real, fake) - 2 * math.log(2)
+
+
+def _jensen_shannon_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """log 2 - E softplus(D(x~)): saturates, as minimax does."""
+    return math.log(2) + _minimax_generator(real, fake)
+
+
+def _squared_hellinger_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """E exp(-D(x)) + E exp(D(x~)) - 2: g(v) = 1 - exp(-v), f*(t) = t / (1 - t). At the optimum D = log(p/q) / 2."""
+    return _bounded_exp(-_wide(real)).mean() + _bounded_exp(_wide(fake)).mean() - 2
+
+
+def _squared_hellinger_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """1 - E exp(D(x~))."""
+    return 1 - _bounded_exp(_wide(fake)).mean()
+
+
+def _pearson_conjugate(t: Tensor) -> Tensor:
+    """f*(t) = t^2/4 + t of f(u) = (u - 1)^2, and -1 below t = -2, where the best u >= 0 is 0."""
+    t = _wide(t).clamp(min=-2)
+    return t.square() / 4 + t
+
+
+def _pearson_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """E f*(D(x~)) - E D(x): g is the identity. At the optimum D = 2 (p/q - 1)."""
+    return _pearson_conjugate(fake).mean() - _wide(real).mean()
+
+
+def _pearson_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E f*(D(x~))."""
+    return -_pearson_conjugate(fake).mean()
 
 
 def _relativistic_critic(real: Tensor, fake: Tensor) -> Tensor:
@@ -147,8 +205,25 @@ LEAST_SQUARES = Loss("least_squares", _least_squares_critic, _least_squares_gene
 HINGE = Loss("hinge", _hinge_critic, _negative_mean_generator)
 WASSERSTEIN = Loss("wasserstein", _wasserstein_critic, _negative_mean_generator)
 KL = Loss("kl", _kl_critic, _kl_generator)
+REVERSE_KL = Loss("reverse_kl", _reverse_kl_critic, _reverse_kl_generator)
+JENSEN_SHANNON = Loss("jensen_shannon", _jensen_shannon_critic, _jensen_shannon_generator)
+SQUARED_HELLINGER = Loss("squared_hellinger", _squared_hellinger_critic, _squared_hellinger_generator)
+PEARSON = Loss("pearson", _pearson_critic, _pearson_generator)
 RELATIVISTIC = Loss("relativistic", _relativistic_critic, _relativistic_generator, generator_compares=True)
 
 LOSSES: dict[str, Loss] = {
-    loss.name: loss for loss in (NON_SATURATING, MINIMAX, LEAST_SQUARES, HINGE, WASSERSTEIN, KL, RELATIVISTIC)
+    loss.name: loss
+    for loss in (
+        NON_SATURATING,
+        MINIMAX,
+        LEAST_SQUARES,
+        HINGE,
+        WASSERSTEIN,
+        KL,
+        RELATIVISTIC,
+        REVERSE_KL,
+        JENSEN_SHANNON,
+        SQUARED_HELLINGER,
+        PEARSON,
+    )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgan.contract import PICTURE_STREAM, Batch, Draw, ImageShape, Samples, System
+from fastgan.contract import PICTURE_STREAM, Batch, Draw, ImageShape, Samples, Styles, System
 from fastgan.data import ImageSet
+from fastgan.data.image_set import Indices
+from fastgan.data.sampler import image_order
 from fastgan.step import check_tensors
 
 
@@ -31,17 +34,38 @@ def picture_labels(image: ImageShape, seeds: Sequence[int], device: torch.device
     return torch.tensor(list(seeds), dtype=torch.int64, device=device) % image.classes if image.classes else None
 
 
-def picture_batch(images: ImageSet, numbers: Sequence[int], device: torch.device) -> Batch:
-    """Images number `numbers` (counted on from the beginning after the last) as a batch without augmentation."""
+def pictured(images: ImageSet, numbers: Sequence[int]) -> Indices:
+    """Which images show what a set is: of a set with classes each class in turn, in it in a random order; else those
+    from the beginning on. After the last it begins again. numbers: of the pictures, any from 0 on."""
     index = np.asarray(numbers, np.int64)
+    if images.labels is None:
+        return index % len(images)
+    chosen = np.empty_like(index)
+    for label in range(len(images.classes)):
+        members = np.flatnonzero(images.labels == label)
+        asked = index % len(images.classes) == label
+        chosen[asked] = members[image_order(0, len(members), index[asked] // len(images.classes))]
+    return chosen
+
+
+def picture_batch(images: ImageSet, numbers: Sequence[int], device: torch.device) -> Batch:
+    """The pictures number `numbers` of a set (see `pictured`) as a batch without augmentation."""
+    chosen = pictured(images, numbers)
 
     def read(source: ImageSet) -> Tensor:
-        pixels = torch.from_numpy(source.read(index % len(source))).to(device)
+        pixels = torch.from_numpy(source.read(chosen % len(source))).to(device)
         return pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).div_(127.5)
 
-    labels = None if images.labels is None else torch.from_numpy(images.labels[index % len(images)]).to(device)
+    labels = None if images.labels is None else torch.from_numpy(images.labels[chosen]).to(device)
     source = None if images.source is None else read(images.source)
-    return Batch(read(images), labels, torch.from_numpy(index).to(device), source)
+    return Batch(read(images), labels, torch.tensor(list(numbers), dtype=torch.int64, device=device), source)
+
+
+def columns_of(count: int, classes: int = 0) -> int:
+    """Columns of a grid of `count` pictures, near to a square; with `classes` that come in turn, such that a column is
+    a class, where that is no wider than twice the square."""
+    side = math.ceil(math.sqrt(count))
+    return side if not 0 < classes <= 2 * side else max(classes, side - side % classes)
 
 
 @contextmanager
@@ -88,6 +112,17 @@ def latent_path(system: Samples, latents: Tensor, frames: int) -> Tensor:
     t = torch.arange(frames, dtype=torch.float64, device=latents.device) / frames
     points = [*latents.double(), latents[0].double()]
     return torch.cat([system.way(a, b, t) for a, b in pairwise(points)]).to(latents.dtype)
+
+
+def style_path_images(
+    system: Styles, players: Mapping[str, nn.Module], latents: Tensor, frames: int, *, batch: int = 64
+) -> Tensor:
+    """Images [K * frames, C, S, S] on the closed path of straight lines between the styles of K latents."""
+    with evaluating(players) as dtype:
+        styles = system.styles(players, latents.to(dtype))
+        t = torch.arange(frames, dtype=dtype, device=styles.device)[None, :, None] / frames
+        path = torch.lerp(styles[:, None], styles.roll(-1, 0)[:, None], t).flatten(0, 1)
+        return torch.cat([system.from_styles(players, part) for part in path.split(batch)]).clamp(-1, 1)
 
 
 def load_players(

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.capture import CapturedStep
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled, commands_of
 from fastgan.data import ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.dist import Ranks, joined
@@ -28,7 +27,7 @@ from fastgan.kernels import _runtime
 from fastgan.meeting import Meeting, Stopped
 from fastgan.metrics.sources import images_of
 from fastgan.options import Config, defaults, to_mapping, to_toml, with_data
-from fastgan.pictures import draw_pictures, picture_batch
+from fastgan.pictures import columns_of, draw_pictures, picture_batch, pictured
 from fastgan.run import checkpoint as checkpoints
 from fastgan.run import folder
 from fastgan.run.behind import Writer
@@ -69,8 +68,8 @@ class _Run:
     feeder: Feeder
     log: RunLog
     extract: Extractor | None = None  # of the scores
-    writer: Writer | None = None  # of the checkpoints, on the first rank
     pictured: Batch | None = None  # the images that the grids are made for
+    writer: Writer | None = None  # of checkpoints, on the rank that writes
     opening: float = 0.0  # seconds that it took to open the images
     measured: bool = False  # whether the log has said how fast the data comes
 
@@ -105,7 +104,7 @@ def train(
                 if ranks.first:
                     folder.prepare(run.out, to_toml(replace(config, resume="auto", init="")))
                     run.log = stack.enter_context(RunLog(run.out, echo=echo, resume_at=run.state.samples))
-                    run.writer = stack.enter_context(_new_writer(run))
+                    run.writer = stack.enter_context(_writer(run))
                     _start(run, saved)
             ticker = Ticker(
                 run.state,
@@ -131,14 +130,10 @@ def train(
             return outcome
 
 
-def _new_writer(run: _Run) -> Writer:
-    output, log = run.config.output, run.log
-    return Writer(
-        run.out / "checkpoints",
-        keep=output.keep,
-        say=lambda line: log.line(line, echo=False),
-        copy_to=output.copy_to,
-    )
+def _writer(run: _Run) -> Writer:
+    output = run.config.output
+    say = functools.partial(run.log.line, echo=False)
+    return Writer(run.out / "checkpoints", keep=output.keep, say=say, copy_to=output.copy_to)
 
 
 def _nothing(_: object) -> None:
@@ -187,6 +182,7 @@ def _prepare(
         device=device,
         mirror=config.data.mirror,
         kind=config.data.feeder,
+        dtype=state.dtype,
     )
     stack.enter_context(feeder)
 
@@ -237,7 +233,10 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     for line in run.images.left_out:
         run.log.line(line, echo=False)
     folder.write_text(out / "kernels.json", json.dumps([asdict(op) for op in _runtime.report()], indent=1))
-    folder.write_text(out / "about.json", json.dumps({"data": run.images.summary, "device": device}))
+    about: dict[str, object] = {"data": run.images.summary, "device": device, "feeder": run.feeder.description}
+    about |= {"rejected": run.images.rejected or len(run.images.left_out), "left_out": run.images.left_out[:100]}
+    about["classes"] = run.images.classes
+    folder.write_text(out / folder.ABOUT, json.dumps(about))
     if saved is not None:
         run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
     elif config.init:
@@ -245,8 +244,8 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     if saved is not None and (out / "reals.png").exists():
         return
     count = min(config.output.grid_images, len(run.images))
-    reals = torch.from_numpy(run.images.read(torch.arange(count).numpy()))
-    save_png(grid(reals, columns=_columns(count)), out / "reals.png")
+    reals = torch.from_numpy(run.images.read(pictured(run.images, range(count))))
+    save_png(grid(reals, columns=_columns(config, count)), out / "reals.png")
     _draw_fakes(run)
 
 
@@ -271,9 +270,8 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 scores = _score(run, ticker) if run.extract is not None and (score or over) else {}
                 if not ranks.first:
                     continue
-                assert run.writer is not None
                 with meeting.writing(mendable):
-                    run.writer.poll()
+                    _writer_of(run).poll()
                     if ticker.due or scores:
                         tick = ticker.tick(scores)
                         if not run.measured:
@@ -303,8 +301,8 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
             if ranks.first and state.samples > started:
                 _say_way(run, run.feeder.wait_seconds / max(ticker.seconds, 1e-9))
                 _save(run)
-            if run.writer is not None:
-                run.writer.finish()
+            if ranks.first:
+                _writer_of(run).finish()
         return stopped
 
 
@@ -354,8 +352,8 @@ def _crossed(before: int, now: int, kimg: float) -> bool:
     return kimg > 0 and int(now // (kimg * 1000)) != int(before // (kimg * 1000))
 
 
-def _columns(count: int) -> int:
-    return math.ceil(math.sqrt(count))
+def _columns(config: Config, count: int) -> int:
+    return columns_of(count, config.shape.classes if isinstance(config.system, Labelled) else 0)
 
 
 def _draw_fakes(run: _Run) -> Path:
@@ -363,7 +361,7 @@ def _draw_fakes(run: _Run) -> Path:
     count = run.config.output.grid_images
     run.pictured = run.pictured or picture_batch(run.images, range(count), run.state.device)
     images = draw_pictures(run.config.system, run.state.averages, run.pictured)
-    return save_png(grid(images, columns=_columns(count)), _fakes_path(run))
+    return save_png(grid(images, columns=_columns(run.config, count)), _fakes_path(run))
 
 
 def _fakes_path(run: _Run) -> Path:
@@ -372,15 +370,22 @@ def _fakes_path(run: _Run) -> Path:
 
 def _save(run: _Run) -> None:
     """Begin to save the state as it is now; `run.writer` says how that ended."""
-    assert run.writer is not None
     state = {"config": to_mapping(run.config), "counters": run.state.counters(), "data": run.data}
-    run.writer.save(f"step-{run.state.step:09}", run.state.tensors(), state)
+    _writer_of(run).save(f"step-{run.state.step:09}", run.state.tensors(), state)
+
+
+def _writer_of(run: _Run) -> Writer:
+    assert run.writer is not None, "only the first rank writes"
+    return run.writer
 
 
 def _finish(run: _Run, stopped: str | None) -> None:
     """Last pictures, the report, and how it ended."""
     _draw_fakes(run)
-    folder.write_text(run.out / "next.txt", "\n".join(folder.next_commands(run.out, run.config.kimg)) + "\n")
+    folder.write_text(
+        run.out / "next.txt",
+        "\n".join(folder.next_commands(run.out, run.config.kimg, commands_of(run.config.system))) + "\n",
+    )
     write_report(run.out)
     if stopped:
         kimg = f"{run.state.samples / 1000:.1f} kimg"

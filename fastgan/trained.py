@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import nn
 
 from fastgan.assemble import pick_device
 from fastgan.config import Config, from_mapping
-from fastgan.contract import Samples
-from fastgan.errors import FastganError
+from fastgan.contract import Labelled, Samples, Styles
+from fastgan.errors import FastganError, suggest
 from fastgan.export import export
+from fastgan.gans import StyleBasedGAN, UnconditionalGAN
 from fastgan.generator import Generator
-from fastgan.pictures import latent_path, load_players, picture_labels, picture_latents, sample_images
+from fastgan.pictures import columns_of, latent_path, load_players, picture_latents, sample_images, style_path_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
 
@@ -25,7 +26,11 @@ __all__ = [
     "draw_interpolation",
     "draw_samples",
     "export_run",
+    "load_run",
+    "parse_labels",
     "parse_seeds",
+    "run_folder",
+    "writable",
 ]
 
 Say = Callable[[str], None]
@@ -63,22 +68,65 @@ def _file_name(seeds: str) -> str:
     return name if len(name) <= 60 else name[:57] + "..."
 
 
-def _run_folder(path: Path) -> Path:
+def run_folder(path: Path) -> Path:
+    """The run that a path names: itself, or the one whose checkpoint it is."""
     return path.parent.parent if (path / "state.json").exists() else path
 
 
+def parse_labels(text: str, names: Sequence[str], classes: int) -> list[int]:
+    """`3,7` or `cat,dog` as numbers of classes: those with such a name, else the number itself."""
+    labels = []
+    for part in (part.strip() for part in text.split(",")):
+        if part in names:
+            labels.append(names.index(part))
+        elif re.fullmatch(r"\d{1,9}", part) and int(part) < classes:
+            labels.append(int(part))
+        else:
+            hint = suggest(part, names) if names else f"; it has classes 0 to {classes - 1}"
+            raise FastganError(f"--labels {text!r}: {part!r} is no class of this run{hint}")
+    return labels
+
+
+def _labels(config: Config, run: Path, text: str | None, seeds: Sequence[int]) -> list[int]:
+    """What `--labels` asks of each seed, in turn; [] for a system without classes."""
+    if not isinstance(config.system, Labelled):
+        if text is not None:
+            raise FastganError(f"--labels {text!r}: preset {config.preset} knows no classes; leave it out")
+        return []
+    if text is None:  # as picture_labels: the same in every command
+        return [seed % config.shape.classes for seed in seeds]
+    asked = parse_labels(text, folder.class_names(run_folder(run)), config.shape.classes)
+    return [asked[i % len(asked)] for i in range(len(seeds))]
+
+
 def draw_samples(
-    run: Path, seeds: str, out: Path | None, singles: Path | None, weights: str, device_name: str, say: Say
+    run: Path,
+    seeds: str,
+    labels: str | None,
+    out: Path | None,
+    singles: Path | None,
+    weights: str,
+    device_name: str,
+    say: Say,
+    *,
+    truncation: float | None = None,
 ) -> None:
-    """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder."""
+    """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder.
+
+    labels: classes by name or number, in turn; None: all of them
+    truncation: of a system with styles; None: as its options say
+    """
     numbers = parse_seeds(seeds)
     config, players, device = load_run(run, weights == "average", device_name, say)
-    system = _sampler(config, "sample")
-    latents, labels = picture_latents(system, numbers, device), picture_labels(config.shape, numbers, device)
-    images = to_uint8(sample_images(system, players, latents, labels))
-    out = out or _run_folder(run) / f"samples-{_file_name(seeds)}.png"
-    with _writable(out):
-        save_png(grid(images), out)
+    system = _sampler(config, "sample", truncation)
+    asked = _labels(config, run, labels, numbers)
+    given = torch.tensor(asked, device=device) if asked else None
+    images = to_uint8(sample_images(system, players, picture_latents(system, numbers, device), given))
+    name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "")
+    name += "" if truncation is None else f"-truncation-{truncation:g}"
+    out = out or run_folder(run) / f"samples-{name}.png"
+    with writable(out):
+        save_png(grid(images, columns=columns_of(len(numbers), len(set(asked)))), out)
         if singles:
             singles.mkdir(parents=True, exist_ok=True)
             for seed, image in zip(numbers, images, strict=True):
@@ -87,9 +135,25 @@ def draw_samples(
 
 
 def draw_interpolation(
-    run: Path, seeds: str, frames: int, out: Path | None, fps: int, weights: str, device_name: str, say: Say
+    run: Path,
+    seeds: str,
+    labels: str | None,
+    frames: int,
+    out: Path | None,
+    fps: int,
+    weights: str,
+    device_name: str,
+    say: Say,
+    *,
+    truncation: float | None = None,
+    space: str = "z",
 ) -> None:
-    """An animation from seed to seed as WebP, and its frames as a film strip beside it."""
+    """An animation from seed to seed as WebP, and its frames as a film strip beside it.
+
+    labels: classes of the seeds, in turn; a frame has that of the seed it comes from. None: all of them
+    truncation: of a system with styles; None: as its options say
+    space: "z" for ways between latents, "w" for straight ones between styles
+    """
     numbers = parse_seeds(seeds)
     if len(numbers) < 2:
         raise FastganError(f"--seeds {seeds!r}: an interpolation needs two or more, such as 0-7")
@@ -97,43 +161,60 @@ def draw_interpolation(
         if value < 1:
             raise FastganError(f"--{name} must be 1 or more, got {value}")
     config, players, device = load_run(run, weights == "average", device_name, say)
-    system = _sampler(config, "interpolate")
-    path = latent_path(system, picture_latents(system, numbers, device), frames)
-    images = to_uint8(sample_images(system, players, path, _labels_of_path(config, numbers, frames, device)))
-    out = out or _run_folder(run) / f"interpolation-{_file_name(seeds)}.webp"
+    system = _sampler(config, "interpolate", truncation)
+    latents = picture_latents(system, numbers, device)
+    asked = _labels(config, run, labels, numbers)
+    given = torch.tensor(asked, device=device).repeat_interleave(frames) if asked else None
+    if space == "w":
+        pictures = style_path_images(_styles(config, system, "--space w"), players, latents, frames)
+    else:
+        pictures = sample_images(system, players, latent_path(system, latents, frames), given)
+    images = to_uint8(pictures)
+    name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "") + ("-w" if space == "w" else "")
+    out = out or run_folder(run) / f"interpolation-{name}.webp"
     strip = out.with_suffix(".png")
-    with _writable(out):
+    with writable(out):
         save_animation(images, out, fps=fps)
         save_png(grid(images, columns=frames), strip)
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
 
 
-def _sampler(config: Config, command: str) -> Samples:
-    """The system as one that makes images from latents, or FastganError."""
+def _sampler(config: Config, command: str, truncation: float | None) -> Samples:
+    """The system as one that makes images from latents, with such a truncation, or FastganError."""
     if not isinstance(config.system, Samples):
         raise FastganError(f"fastgan {command}: preset {config.preset} makes images from images, not from seeds")
-    return config.system
+    if truncation is None:
+        return config.system
+    truncated: Samples = _styles(config, config.system, f"--truncation {truncation:g}").truncated(truncation)
+    return truncated
 
 
-def _labels_of_path(config: Config, seeds: list[int], frames: int, device: torch.device) -> torch.Tensor | None:
-    """The label of the seed that each frame comes from."""
-    labels = picture_labels(config.shape, seeds, device)
-    return None if labels is None else labels.repeat_interleave(frames)
+def _styles(config: Config, system: Samples, flag: str) -> Styles:
+    """The system as one with styles, or FastganError about the flag that needs them."""
+    if not isinstance(system, Styles):
+        raise FastganError(f"{flag}: preset {config.preset} has no styles (stylegan2-... have); leave it out")
+    return system
 
 
 def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
     """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
     config, players, _ = load_run(run, weights == "average", "cpu", say)
-    s: Any = config.system  # options of the one kind of system that can be exported
+    if not isinstance(config.system, (UnconditionalGAN, StyleBasedGAN)):
+        raise FastganError(
+            f"fastgan export: preset {config.preset} is not one whose generator is a function of z alone"
+        )
+    if getattr(config.system, "prior", "none") != "none":
+        raise FastganError("fastgan export: a generator with prior='flow' is not one network family; not supported yet")
+    s: Any = config.system.truncated(1.0) if isinstance(config.system, StyleBasedGAN) else config.system
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
-    out = out or _run_folder(run) / "export"
-    with _writable(out / "config.json"):
+    out = out or run_folder(run) / "export"
+    with writable(out / "config.json"):
         export(generator, lambda latents: sample_images(s, players, latents), out, onnx=onnx, say=say)
     say(f"use it: fastgan.Generator.from_pretrained({str(out)!r}).sample(range(16))")
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
     """One clear line where `path` cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

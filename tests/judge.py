@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 Pictures: TypeAlias = NDArray[np.uint8]
 
@@ -38,9 +38,7 @@ def judge(pictures: Pictures, reals: Pictures, labels: NDArray[np.int64]) -> Ver
     train, held_out, labels_train, labels_held_out = train_test_split(
         real, labels, test_size=0.3, random_state=0, stratify=labels
     )
-    # A smooth kernel classifier: sure of real digits, unsure between them, unlike one that is calibrated afterwards.
-    kernel = Nystroem(gamma=0.001, n_components=600, random_state=0)
-    classifier = make_pipeline(kernel, LogisticRegression(C=10, max_iter=2000)).fit(train, labels_train)
+    classifier = kernel_classifier().fit(train, labels_train)
     on_real, on_made = classifier.predict_proba(held_out), classifier.predict_proba(made)
     to_real = nearest(made, real)
     among_real = nearest(real, real, skip_self=True)
@@ -51,6 +49,18 @@ def judge(pictures: Pictures, reals: Pictures, labels: NDArray[np.int64]) -> Ver
         distance=float(np.median(to_real) / np.median(among_real)),
         closest=float(np.quantile(to_real, 0.05) / np.quantile(among_real, 0.05)),
     )
+
+
+def kernel_classifier() -> Pipeline:
+    """A smooth one: sure of real digits, unsure between them, unlike one that is calibrated afterwards."""
+    kernel = Nystroem(gamma=0.001, n_components=600, random_state=0)
+    return make_pipeline(kernel, LogisticRegression(C=10, max_iter=2000))
+
+
+def agreement(pictures: Pictures, asked: NDArray[np.int64], reals: Pictures, labels: NDArray[np.int64]) -> float:
+    """Share of `pictures` [N, S, S] that a classifier of the real digits takes for what they were asked to be [N]."""
+    classifier = kernel_classifier().fit(block_means(reals), labels)
+    return float((classifier.predict(block_means(pictures)) == asked).mean())
 
 
 def block_means(pictures: Pictures) -> NDArray[np.float64]:

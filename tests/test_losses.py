@@ -40,6 +40,14 @@ VALUES = {
     "kl": (-0.304053183, -0.245252961),
     # both pairs differ by log 3: log(1 + 1/3) for the critic, log(1 + 3) for the generator
     "relativistic": (0.287682072, 1.386294361),
+    # E exp(-D(x)) = (1/3 + 1)/2, E D(x~) = -log 3 / 2
+    "reverse_kl": (2 / 3 - 0.549306144 - 1, 1.549306144),
+    # logistic, moved by 2 log 2 and log 2
+    "jensen_shannon": (LOGISTIC_CRITIC - 1.386294361, -0.490414627 + 0.693147181),
+    # E exp(-D(x)) = E exp(D(x~)) = 2/3
+    "squared_hellinger": (-2 / 3, 1 / 3),
+    # f*(0) = 0, f*(-log 3) = 1.206948961/4 - 1.098612289 = -0.796875049; mean -0.398437524
+    "pearson": (-0.398437524 - 0.549306144, 0.398437524),
 }
 
 
@@ -47,7 +55,8 @@ def test_every_loss_is_worked_out_here_and_named_by_its_key():
     assert set(VALUES) == set(LOSSES)
     assert all(name == loss.name for name, loss in LOSSES.items())
     named = (losses.NON_SATURATING, losses.MINIMAX, losses.LEAST_SQUARES, losses.HINGE, losses.WASSERSTEIN,
-             losses.KL, losses.RELATIVISTIC)  # fmt: skip
+             losses.KL, losses.RELATIVISTIC, losses.REVERSE_KL, losses.JENSEN_SHANNON, losses.SQUARED_HELLINGER,
+             losses.PEARSON)  # fmt: skip
     assert list(LOSSES.values()) == list(named)
 
 
@@ -131,6 +140,26 @@ def test_kl_optimum_is_the_divergence():
     real, fake = logits[[0, 0, 0, 1]], logits  # three of four real samples and one of two fakes in cell 0
     bound = -losses.KL.critic(real, fake)
     assert bound.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+P, Q = torch.tensor([0.75, 0.25], dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+DIVERGENCES = {  # loss -> (the critic's optimum, the divergence there)
+    "reverse_kl": ((P / Q).log(), (Q * (Q / P).log()).sum()),
+    "jensen_shannon": ((P / Q).log(), (P * (2 * P / (P + Q)).log() + Q * (2 * Q / (P + Q)).log()).sum()),
+    "squared_hellinger": ((P / Q).log() / 2, (P.sqrt() - Q.sqrt()).square().sum()),
+    "pearson": (2 * (P / Q - 1), ((P - Q).square() / Q).sum()),
+}
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_optimum_is_the_divergence(name: str):
+    """At the best logits minus the critic's loss is the divergence, and no other logits give more."""
+    optimum, divergence = DIVERGENCES[name]
+    rows = [0, 0, 0, 1]  # three of four real samples and one of two fakes in cell 0
+    assert -LOSSES[name].critic(optimum[rows], optimum).item() == pytest.approx(divergence.item())
+    for shift in torch.tensor([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.2, -0.1]], dtype=torch.float64):
+        moved = optimum + shift
+        assert -LOSSES[name].critic(moved[rows], moved) < divergence
 
 
 def test_minimax_saturates_where_non_saturating_does_not():

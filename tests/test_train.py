@@ -194,7 +194,7 @@ def test_killed_and_terminated_runs_go_on_bitwise(tmp_path: Path) -> None:
 
     process = start(broken, *LONG)  # SIGTERM a little later: saved, status 3
     before = {p.name for p in (broken / "checkpoints").glob("step-*")}
-    for _ in range(5000):
+    for _ in range(6000):
         if {p.name for p in (broken / "checkpoints").glob("step-*")} != before or process.poll() is not None:
             break
         time.sleep(0.02)

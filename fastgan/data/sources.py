@@ -13,7 +13,7 @@ from fastgan.data.files import Files, list_folder, list_zip, printable
 from fastgan.data.tar import expand, list_tars
 from fastgan.errors import FastganError
 
-ADVICE = "give a folder of images, a .zip or .tar of one, a pack, or 'digits'"
+ADVICE = "give a folder of images, a .zip or .tar of one, a pack, 'digits' or 'photos'"
 
 
 def list_files(source: str, *, max_megapixels: float) -> Files:

@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
-from fastgan.models.sizes import at_least_one, levels
-from fastgan.nn import fuse
+from fastgan.models.sizes import at_least_one, levels, per_image
+from fastgan.nn import ConditionalBatchNormAct1d, ConditionalBatchNormAct2d, ConditionalSequential, fuse
 
 
 @dataclass(frozen=True)
@@ -54,41 +54,55 @@ class Dense:
         levels("Dense", image, 16, 64)
         return fuse(Generator(latent, self.generator_layers, self.generator_width, image))
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]. FastganError for sizes that are not 16, 32 or 64."""
+    def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
+        """(z [N, latent], labels [N]) -> [N, C, S, S]: conditional batch normalisation. FastganError as generator."""
         levels("Dense", image, 16, 64)
-        return Critic(image, self.critic_stem, self.critic_layers)
+        return fuse(Generator(latent, self.generator_layers, self.generator_width, image, classes=image.classes))
+
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes that are not 16, 32 or 64."""
+        levels("Dense", image, 16, 64)
+        return Critic(image, self.critic_stem, self.critic_layers, outputs)
 
 
 class Generator(nn.Module):
-    """z [N, latent] -> images [N, C, S, S] in (-1, 1)."""
+    """z [N, latent] -> images [N, C, S, S] in (-1, 1); with `classes` (z, labels [N]), the norms conditional."""
 
-    def __init__(self, latent: int, layers: tuple[int, ...], width: int, image: ImageShape) -> None:
+    def __init__(
+        self, latent: int, layers: tuple[int, ...], width: int, image: ImageShape, *, classes: int = 0
+    ) -> None:
         super().__init__()
         quarter, half_width = image.size // 4, max(width // 2, 1)
+        row = ConditionalSequential if classes else nn.Sequential
         trunk: list[nn.Module] = []
         for before, units in pairwise((latent, *layers)):
-            trunk += [nn.Linear(before, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(inplace=True)]
-        self.trunk = nn.Sequential(*trunk, nn.Linear(layers[-1], width * quarter**2, bias=False))
-        self.to_picture = nn.Sequential(
+            trunk += [nn.Linear(before, units, bias=False), *_norm_act(units, classes, vectors=True)]
+        self.trunk = row(*trunk, nn.Linear(layers[-1], width * quarter**2, bias=False))
+        self.to_picture = row(
             nn.Unflatten(1, (width, quarter, quarter)),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
+            *_norm_act(width, classes),
             nn.ConvTranspose2d(width, half_width, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(half_width),
-            nn.ReLU(inplace=True),
+            *_norm_act(half_width, classes),
             nn.Conv2d(half_width, image.channels, 3, padding=1),
         )
 
-    def forward(self, z: Tensor) -> Tensor:
-        half = self.to_picture(self.trunk(z))
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        given = () if labels is None else (labels,)
+        half = self.to_picture(self.trunk(z, *given), *given)
         return torch.tanh(interpolate(half, scale_factor=2.0, mode="bilinear", align_corners=False))
 
 
-class Critic(nn.Module):
-    """x [N, C, S, S] -> logits [N]."""
+def _norm_act(width: int, classes: int, *, vectors: bool = False) -> list[nn.Module]:
+    """Batch normalisation, conditional where there are classes, and ReLU."""
+    if classes:
+        return [(ConditionalBatchNormAct1d if vectors else ConditionalBatchNormAct2d)(width, classes)]
+    return [nn.BatchNorm1d(width) if vectors else nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
-    def __init__(self, image: ImageShape, stem: int, layers: tuple[int, ...]) -> None:
+
+class Critic(nn.Module):
+    """x [N, C, S, S] -> logits [N] or [N, outputs]."""
+
+    def __init__(self, image: ImageShape, stem: int, layers: tuple[int, ...], outputs: int = 1) -> None:
         super().__init__()
         hidden: list[nn.Module] = []
         inputs = image.channels * image.size**2
@@ -99,8 +113,7 @@ class Critic(nn.Module):
         hidden += [nn.Flatten()]
         for before, units in pairwise((inputs, *layers)):
             hidden += [nn.Linear(before, units), nn.LeakyReLU(0.2, inplace=True)]
-        self.layers = nn.Sequential(*hidden, nn.Linear(layers[-1], 1))
+        self.layers = nn.Sequential(*hidden, nn.Linear(layers[-1], outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits.flatten()
+        return per_image(self.layers(x))

@@ -40,7 +40,7 @@ from torch.nn.functional import conv2d, interpolate, leaky_relu, pad
 
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
-from fastgan.models.sizes import at_least_one, levels
+from fastgan.models.sizes import at_least_one, levels, per_image
 
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))
@@ -81,9 +81,9 @@ class R3GAN:
         """z [N, latent] -> [N, C, S, S]. FastganError for sizes without an entry in `widths`."""
         return Generator(latent, self._stages(image), image.channels)
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]. FastganError for sizes without an entry in `widths`."""
-        return Critic(image.channels, self._stages(image)[::-1])
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes without an entry in `widths`."""
+        return Critic(image.channels, self._stages(image)[::-1], outputs)
 
     def _stages(self, image: ImageShape) -> list[Stage]:
         """One per resolution, from 4x4 up."""
@@ -128,9 +128,9 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """x [N, channels, S, S] -> logits [N]; stages from S x S down."""
+    """x [N, channels, S, S] -> logits [N] or [N, outputs]; stages from S x S down."""
 
-    def __init__(self, channels: int, stages: list[Stage]) -> None:
+    def __init__(self, channels: int, stages: list[Stage], outputs: int = 1) -> None:
         super().__init__()
         depth = sum(stage.blocks for stage in stages)
         self.from_image = _conv(channels, stages[0].width, 1)
@@ -140,13 +140,12 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*layers)
         last = stages[-1].width
         self.basis = _conv(last, last, 4, groups=last)
-        self.to_logit = nn.Linear(last, 1, bias=False)
+        self.to_logit = nn.Linear(last, outputs, bias=False)
         nn.init.normal_(self.to_logit.weight, 0.0, 1 / math.sqrt(last))
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.basis(self.layers(self.from_image(x)))
-        logits: Tensor = self.to_logit(features.flatten(1))
-        return logits.flatten()
+        return per_image(self.to_logit(features.flatten(1)))
 
 
 class Basis(nn.Module):

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from fastgan.contract import ImageShape
-from fastgan.models.sizes import at_least_one, levels
+from fastgan.models.sizes import at_least_one, check_attention, levels, per_image
 from fastgan.models.spectral import spectral_norm
-from fastgan.nn import fuse
+from fastgan.nn import ConditionalBatchNormAct2d, SelfAttention2d, fuse
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
@@ -38,12 +38,14 @@ class ResNet:
 
     generator_width, critic_width: channels at the image's size
     generator_max_width, critic_max_width: most channels at the smaller sizes
+    attention: resolution at which both networks have self-attention (Zhang et al. 2019; 0: nowhere)
     """
 
     generator_width: int = 256
     generator_max_width: int = 256
     critic_width: int = 128
     critic_max_width: int = 128
+    attention: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(
@@ -56,73 +58,94 @@ class ResNet:
 
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S] in (-1, 1). FastganError for sizes but 32, 64, 128, 256."""
-        sizes = levels("ResNet", image, 32, 256)
-        widths = [min(self.generator_width * image.size // s, self.generator_max_width) for s in sizes[1:]]
-        return fuse(Generator(latent, [widths[0], *widths], image.channels))
+        return fuse(Generator(latent, self._widths(image), image.channels, attention=self.attention))
 
-    def critic(self, image: ImageShape) -> nn.Module:
-        """x [N, C, S, S] -> logits [N]. FastganError for sizes but 32, 64, 128, 256."""
+    def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
+        """(z [N, latent], labels [N]) -> [N, C, S, S]: conditional batch normalisation. FastganError as generator."""
+        options = {"classes": image.classes, "attention": self.attention}
+        return fuse(Generator(latent, self._widths(image), image.channels, **options))
+
+    def _widths(self, image: ImageShape) -> list[int]:
+        """The generator's channels at 4x4, 8x8, ..., S."""
+        sizes = levels("ResNet", image, 32, 256)
+        check_attention("ResNet", self.attention, sizes[1:-1])
+        widths = [min(self.generator_width * image.size // s, self.generator_max_width) for s in sizes[1:]]
+        return [widths[0], *widths]
+
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
+        """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes but 32, 64, 128, 256."""
         sizes = levels("ResNet", image, 32, 256)
         halvings, keeps = (2, 2) if image.size == 32 else (len(sizes) - 1, 1)
         widths = [min(self.critic_width << i, self.critic_max_width) for i in range(halvings)]
-        return Critic(image.channels, widths, keeps)
+        check_attention("ResNet", self.attention, [image.size >> (i + 1) for i in range(halvings)])
+        after = (image.size // self.attention).bit_length() - 1 if self.attention else 0
+        return Critic(image.channels, widths, keeps, outputs, attend_after=after)
 
 
 class Generator(nn.Module):
     """z [N, latent] -> images [N, channels, S, S] in (-1, 1), S = 2^(len(widths) + 1).
 
-    widths: channels at 4x4, 8x8, ..., S
+    widths:  channels at 4x4, 8x8, ..., S
+    classes: with them it is (z, labels [N]) -> images, the norms conditional
     """
 
-    def __init__(self, latent: int, widths: list[int], channels: int) -> None:
+    def __init__(self, latent: int, widths: list[int], channels: int, *, classes: int = 0, attention: int = 0) -> None:
         super().__init__()
         self.start = _xavier(nn.Linear(latent, 16 * widths[0]))
-        self.blocks = nn.Sequential(*map(UpBlock, widths, widths[1:]))
-        self.norm = nn.BatchNorm2d(widths[-1])
+        self.blocks = nn.ModuleList(UpBlock(*pair, classes) for pair in pairwise(widths))
+        self.attended = attention.bit_length() - 3 if attention else 0  # after so many blocks
+        self.attention = SelfAttention2d(widths[self.attended]) if attention else None
+        self.norm = _norm(widths[-1], classes)
         self.to_image = _xavier(nn.Conv2d(widths[-1], channels, 3, padding=1))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         start: Tensor = self.start(z)
-        x = self.blocks(start.view(z.shape[0], 4, 4, -1).permute(0, 3, 1, 2))  # channels-last strides, no copy
-        return torch.tanh(self.to_image(relu(self.norm(x), inplace=True)))
+        x = start.view(z.shape[0], 4, 4, -1).permute(0, 3, 1, 2)  # channels-last strides, no copy
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x) if labels is None else block(x, labels)
+            if self.attention is not None and number == self.attended:
+                x = self.attention(x)
+        return torch.tanh(self.to_image(_norm_relu(self.norm, x, labels)))
 
 
 class Critic(nn.Module):
-    """x [N, channels, S, S] -> logits [N].
+    """x [N, channels, S, S] -> logits [N] or [N, outputs].
 
     widths: channels after each block that halves the size; keeps: number of blocks behind them that do not
     """
 
-    def __init__(self, channels: int, widths: list[int], keeps: int) -> None:
+    def __init__(self, channels: int, widths: list[int], keeps: int, outputs: int = 1, attend_after: int = 0) -> None:
         super().__init__()
         first, last = widths[0], widths[-1]
         halving = [DownBlock(before, width) for before, width in pairwise(widths)]
         keeping = [DownBlock(last, last, pool=False) for _ in range(keeps)]
-        self.blocks = nn.Sequential(DownBlock(channels, first, pixels=True), *halving, *keeping)
-        self.to_logit = _xavier(nn.Linear(last, 1))
+        blocks: list[nn.Module] = [DownBlock(channels, first, pixels=True), *halving, *keeping]
+        if attend_after:
+            blocks.insert(attend_after, SelfAttention2d(widths[attend_after - 1], twice=True))
+        self.blocks = nn.Sequential(*blocks)
+        self.to_logit = _xavier(nn.Linear(last, outputs))
         for layer in [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]:
             spectral_norm(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         features = relu(self.blocks(x)).sum(dim=(2, 3))
-        logits: Tensor = self.to_logit(features)
-        return logits.flatten()
+        return per_image(self.to_logit(features))
 
 
 class UpBlock(nn.Module):
-    """[N, before, H, W] -> [N, width, 2H, 2W]."""
+    """[N, before, H, W] -> [N, width, 2H, 2W]; with `classes` it takes labels [N], too."""
 
-    def __init__(self, before: int, width: int) -> None:
+    def __init__(self, before: int, width: int, classes: int = 0) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(before)
+        self.norm1 = _norm(before, classes)
         self.conv1 = _xavier(nn.Conv2d(before, width, 3, padding=1), gain=math.sqrt(2))
-        self.norm2 = nn.BatchNorm2d(width)
+        self.norm2 = _norm(width, classes)
         self.conv2 = _xavier(nn.Conv2d(width, width, 3, padding=1), gain=math.sqrt(2))
         self.skip = _xavier(nn.Conv2d(before, width, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv1(_double(relu(self.norm1(x), inplace=True)))
-        y = self.conv2(relu(self.norm2(y), inplace=True))
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        y: Tensor = self.conv1(_double(_norm_relu(self.norm1, x, labels)))
+        y = self.conv2(_norm_relu(self.norm2, y, labels))
         skip = _double(self.skip(x))  # behind the upsampling it would be the same at four times the work
         return y + skip
 
@@ -147,6 +170,16 @@ class DownBlock(nn.Module):
             x, y = avg_pool2d(x, 2), avg_pool2d(y, 2)
         skip: Tensor = self.skip(x)
         return y + skip
+
+
+def _norm(width: int, classes: int) -> nn.Module:
+    return ConditionalBatchNormAct2d(width, classes) if classes else nn.BatchNorm2d(width)
+
+
+def _norm_relu(norm: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
+    """relu(norm(x)); a conditional norm has the ReLU in it."""
+    y: Tensor = relu(norm(x), inplace=True) if labels is None else norm(x, labels)
+    return y
 
 
 def _double(x: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+from fastgan.nn.attention import SelfAttention2d
+from fastgan.nn.conditional import ConditionalBatchNormAct1d, ConditionalBatchNormAct2d, ConditionalSequential
 from fastgan.nn.fuse import Record, fuse, fused
 from fastgan.nn.modules import BatchNormAct2d, BiasAct, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
 from fastgan.nn.shared import share_statistics
@@ -5,9 +7,13 @@ from fastgan.nn.shared import share_statistics
 __all__ = [
     "BatchNormAct2d",
     "BiasAct",
+    "ConditionalBatchNormAct1d",
+    "ConditionalBatchNormAct2d",
+    "ConditionalSequential",
     "ConvTransposeBatchNormAct1d",
     "ConvTransposeBatchNormAct2d",
     "Record",
+    "SelfAttention2d",
     "fuse",
     "fused",
     "share_statistics",

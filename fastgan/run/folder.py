@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,8 +40,8 @@ FREE = (
     "data.feeder",
 )
 
-
-NEWER = ("data.classes", "data.source_channels", "data.feeder")
+ABOUT = "about.json"  # of a run folder: the data and the device in words, and the names of the classes
+NEWER = ("data.classes", "data.source_channels", "data.feeder", "data.pairs", "data.direction")
 
 
 @contextlib.contextmanager
@@ -145,7 +146,7 @@ def check_same_run(
         if theirs.get(f"{group}kind") == "none":  # what is switched off has no options that matter
             theirs = {key: value for key, value in theirs.items() if not key.startswith(group)}
             mine = {key: value for key, value in mine.items() if not key.startswith(group)}
-    for key in sorted(theirs.keys() | mine.keys()):
+    for key in sorted(theirs.keys() | mine.keys(), key=lambda key: (not key.endswith(".kind"), key)):
         if not key.startswith(FREE) and theirs.get(key) != mine.get(key):
             raise FastganError(
                 f"{saved.path.parent.parent} holds another run: {key} was {theirs.get(key)!r} there and is "
@@ -187,6 +188,15 @@ def initialise(state: Initialisable, source: str) -> None:
         state.load_weights(load(path, lambda line: None).tensors, source)
 
 
+def class_names(out: Path) -> tuple[str, ...]:
+    """Names of the classes that the run was trained on, in the order of their numbers; () where that is not known."""
+    try:
+        names = json.loads((out / ABOUT).read_text(encoding="utf-8"))["classes"]
+    except (OSError, ValueError, KeyError, TypeError):  # a checkpoint that was moved away from its run
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
 def prepare(out: Path, toml: str) -> None:
     """Make the run folder and write its config.toml."""
     out.mkdir(parents=True, exist_ok=True)
@@ -198,12 +208,20 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, text.encode())
 
 
-def next_commands(out: Path, kimg: float) -> list[str]:
-    """Commands to try with a run that has trained for `kimg`."""
+# What one tries first with a run, by the command that its system is for.
+TRY = {
+    "sample": ("fastgan sample {run} --seeds 0-99", "fastgan interpolate {run} --seeds 0-7"),
+    "translate": ("fastgan translate {run} YOUR_IMAGES",),
+    "upscale": ("fastgan upscale {run} YOUR_IMAGES",),
+    "inpaint": ("fastgan inpaint {run} YOUR_IMAGES --mask free",),
+}
+
+
+def next_commands(out: Path, kimg: float, can: Sequence[str] = ("sample",)) -> list[str]:
+    """Commands to try with a run that has trained for `kimg`. can: keys of TRY; others are left out"""
     run = shlex.quote(str(out))
     return [
-        f"fastgan sample {run} --seeds 0-99",
-        f"fastgan interpolate {run} --seeds 0-7",
+        *(command.format(run=run) for name in can for command in TRY.get(name, ())),
         f"fastgan train --config {shlex.quote(str(out / 'config.toml'))} --kimg {2 * kimg:g}",
         "fastgan train --data YOUR_FOLDER --out runs/mine",
     ]

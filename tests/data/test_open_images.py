@@ -58,7 +58,11 @@ def tiny(folder: Path) -> Path:
     [
         (
             no_path,
-            ["missing'", "No such file or directory", "give a folder of images, a .zip or .tar of one, a pack, or"],
+            [
+                "missing'",
+                "No such file or directory",
+                "give a folder of images, a .zip or .tar of one, a pack, 'digits' or 'photos'",
+            ],
         ),
         (empty, ["no PNG, JPEG or WebP images", "at least 2 images"]),
         (others_only, ["no PNG, JPEG or WebP images (and 2 files of other kinds)", "at least 2"]),

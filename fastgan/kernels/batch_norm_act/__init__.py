@@ -23,7 +23,13 @@ Native: csrc/norm_act.h, csrc/cpu/norm_act.cpp, csrc/cuda/norm_act.cu.
 """
 
 from fastgan.kernels.activations import ACTS
-from fastgan.kernels.batch_norm_act.op import batch_norm_act, batch_norm_stats, bias_act, train_batch_norm_act
+from fastgan.kernels.batch_norm_act.op import (
+    batch_norm_act,
+    batch_norm_stats,
+    bias_act,
+    scale_bias_act,
+    train_batch_norm_act,
+)
 from fastgan.kernels.batch_norm_act.reference import CASES, Norm, reference, reference_stats
 
 __all__ = [
@@ -35,5 +41,6 @@ __all__ = [
     "bias_act",
     "reference",
     "reference_stats",
+    "scale_bias_act",
     "train_batch_norm_act",
 ]

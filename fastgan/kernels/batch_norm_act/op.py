@@ -82,6 +82,16 @@ def bias_act(x: Tensor, bias: Tensor | None = None, act: str = "none", slope: fl
     return out
 
 
+def scale_bias_act(x: Tensor, scale: Tensor, bias: Tensor, act: str = "none", slope: float = 0.2) -> Tensor:
+    """act(x * scale + bias), like x; scale and bias as weight and bias in batch_norm_act. Differentiable to any order.
+
+    Seen as [1, N C, ...], a batch has a scale and a bias per sample and channel. Raises FastganError.
+    """
+    code = code_of(act, "scale_bias_act")
+    out: Tensor = _NORM_ACT(x, None, None, scale, bias, 0.0, code, slope, False)
+    return out
+
+
 # ---- the ops
 
 
