@@ -41,7 +41,7 @@ def load(files: Files, options: DataOptions, progress: Progress | None = None) -
         try:
             with files.open(index) as stream:
                 if in_memory:
-                    pixels[index], enlarged[index] = decode(stream, options)
+                    pixels[index], enlarged[index] = decode(stream, options, half=files.half)
                 else:
                     enlarged[index] = min(open_image(stream, options).size) < options.size
         except BadImage as error:
@@ -85,7 +85,7 @@ def _fetch_on_demand(files: Files, kept: Indices, options: DataOptions) -> Calla
                 file = int(kept[indices[position]])
                 try:
                     with files.open(file) as stream:
-                        out[position], _ = decode(stream, options)
+                        out[position], _ = decode(stream, options, half=files.half)
                 except BadImage as error:
                     raise FastganError(
                         f"{files.name}: {printable(files.names[file])} {error}; replace or remove it, or raise "
