@@ -157,8 +157,8 @@ def page(runs: Path) -> str:
         "# Gallery",
         "",
         "Made by `make gallery` on two CPU cores, one for each run, in minutes: small networks on the 1,797",
-        "handwritten digits that scikit-learn ships. Nothing is picked: the first seeds, the first images. The commands are those",
-        "that made the pictures; larger presets of the same systems are for a GPU ([systems](systems.md),",
+        "handwritten digits that scikit-learn ships. Nothing is picked: the first seeds, the first images. The",
+        "commands are those that made the pictures; larger presets of the same systems are for a GPU ([systems](systems.md),",
         "[images to images](images-to-images.md), [StyleGAN2](stylegan2.md)).",
     ]
     for entry in ENTRIES:

@@ -21,6 +21,7 @@ from fastgan.data.image_set import Indices
 from fastgan.errors import FastganError
 
 MOST_BYTES = 512 << 20  # of one file; a 16-bit RGBA image of 64 megapixels, not compressed, takes as much
+TOO_LONG = f"is longer than {MOST_BYTES >> 20} MiB"
 # What zipfile raises for members that are damaged, encrypted (RuntimeError) or compressed in an unknown way.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
 
@@ -50,11 +51,14 @@ class Files:
     half: str = ""
 
     def read(self, index: int) -> bytes:
-        """All bytes of a file, at most MOST_BYTES of them. Raises BadImage."""
+        """All bytes of a file. Raises BadImage, also for more than MOST_BYTES."""
         if self.at_once is not None:
             return self.at_once(index)
         with self.open(index) as stream:
-            return stream.read(MOST_BYTES)
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise BadImage(TOO_LONG)
+        return data
 
     def keep(self, kept: Indices) -> Files:
         """The files of numbers `kept`, in that order."""
@@ -110,7 +114,9 @@ def list_folder(path: Path) -> Files:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
                     raise BadImage("is not a regular file")
-                return os.read(file, min(status.st_size, MOST_BYTES))
+                if status.st_size > MOST_BYTES:
+                    raise BadImage(TOO_LONG)
+                return os.read(file, status.st_size)
             finally:
                 os.close(file)
         except OSError as error:
