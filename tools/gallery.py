@@ -158,8 +158,8 @@ def page(runs: Path) -> str:
         "",
         "Made by `make gallery` on two CPU cores, one for each run, in minutes: small networks on the 1,797",
         "handwritten digits that scikit-learn ships. Nothing is picked: the first seeds, the first images. The",
-        "commands are those that made the pictures; larger presets of the same systems are for a GPU ([systems](systems.md),",
-        "[images to images](images-to-images.md), [StyleGAN2](stylegan2.md)).",
+        "commands are those that made the pictures; larger presets of the same systems are for a GPU",
+        "([systems](systems.md), [images to images](images-to-images.md), [StyleGAN2](stylegan2.md)).",
     ]
     for entry in ENTRIES:
         if not (PICTURES / f"{entry.preset}.png").exists():
