@@ -23,6 +23,7 @@ from fastgan.cost import Cost, step_cost
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError, suggest
+from fastgan.gans import UnconditionalGAN
 from fastgan.kernels import _runtime
 from fastgan.options import Config, with_data
 from fastgan.step import Step, autocast_of
@@ -146,7 +147,7 @@ class PartClock:
 def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: int) -> list[Part]:
     """Mean seconds of each part of the step over `cycles` lazy cycles, slowest machine effects included."""
     clock = PartClock(step)
-    steps = cycles * _gan(config).penalty_every
+    steps = cycles * step.cycle
     waiting = clock.around("wait for data", batches)
     try:
         whole = clock.around("rest", step)
@@ -154,8 +155,9 @@ def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: i
             whole(waiting)
     finally:
         clock.close()
-    costs = cycle_cost(config)
-    swept = any(getattr(_gan(config), name) for name in ("r1", "r2", "wgan_gp")) or _gan(config).simultaneous
+    costs = cycle_cost(config) if _has_cost(config) else {}
+    wanted = ("r1", "r2", "wgan_gp", "simultaneous")
+    swept = any(getattr(_gan(config), name, False) for name in wanted)
     called = {"critic's turn": "critic's turn: sweep" if swept else "critic's turn: forward, backward"}
     order = [name for name in ORDER if name in clock.seconds] + [name for name in clock.seconds if name not in ORDER]
     return [Part(called.get(name, name), clock.seconds[name] / steps, costs.get(name)) for name in order]
@@ -164,6 +166,11 @@ def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: i
 def _gan(config: Config) -> Any:
     """The options of the config's system, the unconditional GAN: the one that the cost model and the loops know."""
     return config.system
+
+
+def _has_cost(config: Config) -> bool:
+    """Whether the cost model and the plain loops know the config's system."""
+    return isinstance(config.system, UnconditionalGAN)
 
 
 def cycle_cost(config: Config) -> dict[str, Cost]:
@@ -193,7 +200,8 @@ def bench_step(
     copy_rate, matmul_rate = bench.copy_rate(str(device)), bench.matmul_rate(str(device))
     say(f"ceilings measured here: copy {copy_rate / 1e9:.1f} GB/s, matrix product {matmul_rate / 1e9:.0f} GFLOP/s")
     step = new_step(config, build_state(config, device), say)
-    batches, every = RandomBatches(config, device), _gan(config).penalty_every
+    plain = step.step if isinstance(step, CapturedStep) else step
+    batches, every = RandomBatches(config, device), plain.cycle
 
     def cycle() -> None:
         for _ in range(every):
@@ -208,10 +216,12 @@ def bench_step(
         ratio = "" if name == "fastgan" else f"; fastgan is {case.ratio(name)} as fast"
         say(f"  {name:<44}{images / case.median(name):10.1f} images/s {bench.duration(case.median(name)):>9}{ratio}")
     say(f"peak memory {bench.peak_memory(device) / 2**20:.0f} MiB (of this process); means: {step.read_statistics()}")
-    plain = step.step if isinstance(step, CapturedStep) else step
     parts = parts_of(config, plain, batches, max(1, steps // every))
     say(table(parts, matmul_rate, copy_rate, median))
-    say("floor: operations at the product rate or bytes at the copy rate; what stays in caches can be faster than that")
+    if _has_cost(config):
+        say("floor: operations at the product rate or bytes at the copy rate; what stays in caches can be faster")
+    else:
+        say(f"operations, bytes and floor: not known for {type(config.system).__name__}")
     if plot:
         plot.write_text(bars(config.preset, parts, matmul_rate, copy_rate))
         say(f"plot: {plot}")
@@ -222,9 +232,10 @@ def table(parts: Sequence[Part], matmul_rate: float, copy_rate: float, step: flo
     width = max(20, *(len(part.name) for part in parts)) + 1
     heads = ("ms", "GFLOP", "MB", "of products", "of copy", "floor ms", "floor/time")
     lines = ["".join([f"{'part':<{width}}", *(f"{head:>12}" for head in heads)])]
-    rows = [*parts, Part("whole step", step, sum((p.cost for p in parts if p.cost), start=Cost()))]
+    known = [part.cost for part in parts if part.cost]
+    rows = [*parts, Part("whole step", step, sum(known, start=Cost()) if known else None)]
     floors = [p.cost.seconds(matmul_rate, copy_rate) if p.cost else None for p in rows]
-    floors[-1] = sum(f for f in floors[:-1] if f)
+    floors[-1] = sum(f for f in floors[:-1] if f) if known else None
     for part, floor in zip(rows, floors, strict=True):
         line = f"{part.name:<{width}}{part.seconds * 1e3:12.2f}"
         if part.cost and floor is not None:
@@ -263,6 +274,8 @@ def plain_candidates(
 ) -> dict[str, Callable[[], object]]:
     """The plain loops named in `against` ("eager", "compile", or both with a comma), each as one lazy cycle."""
     made: dict[str, Callable[[], object]] = {}
+    if against and not _has_cost(config):
+        raise FastganError(f"--against {against}: there is no plain loop for preset {config.preset}; leave it out")
     for name in filter(None, (part.strip() for part in against.split(","))):
         if name not in AGAINST:
             raise FastganError(f"--against {name!r} is unknown{suggest(name, AGAINST)}")
@@ -315,6 +328,11 @@ def bench_preset(
 ) -> None:
     """`fastgan bench` under the names of its flags."""
     config = resolve(preset, None, {"device": device} | ({} if batch is None else {"batch": batch}), sets)
+    if not hasattr(config.system, "networks"):
+        raise FastganError(
+            f"fastgan bench: preset {preset} cannot be timed by its parts yet; training prints images/s; give a "
+            "preset that makes images from latents"
+        )
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
     bench_step(config, steps, say, against, plot)
