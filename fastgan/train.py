@@ -15,7 +15,7 @@ import torch
 
 from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.capture import CapturedStep
-from fastgan.contract import Batch, Labelled
+from fastgan.contract import Batch, Labelled, commands_of
 from fastgan.data import ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.dist import Ranks, joined
@@ -382,7 +382,10 @@ def _writer_of(run: _Run) -> Writer:
 def _finish(run: _Run, stopped: str | None) -> None:
     """Last pictures, the report, and how it ended."""
     _draw_fakes(run)
-    folder.write_text(run.out / "next.txt", "\n".join(folder.next_commands(run.out, run.config.kimg)) + "\n")
+    folder.write_text(
+        run.out / "next.txt",
+        "\n".join(folder.next_commands(run.out, run.config.kimg, commands_of(run.config.system))) + "\n",
+    )
     write_report(run.out)
     if stopped:
         kimg = f"{run.state.samples / 1000:.1f} kimg"

@@ -10,7 +10,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,6 +36,7 @@ class Files:
     ignored: how many files of other kinds were passed over (hidden ones are not counted)
     at_once: `read`, where there is a faster way than `open`
     stamp: changes when an archive is written anew; "" for a folder
+    half: "left" or "right" where each file holds two images side by side and this one is meant
     labels, classes: as in ImageSet, where the source has labels of its own beside the images; else None and ()
     """
 
@@ -47,6 +48,7 @@ class Files:
     classes: tuple[str, ...] = ()
     stamp: str = ""
     at_once: Callable[[int], bytes] | None = None
+    half: str = ""
 
     def read(self, index: int) -> bytes:
         """All bytes of a file. Raises BadImage, also for more than MOST_BYTES."""
@@ -62,9 +64,7 @@ class Files:
         """The files of numbers `kept`, in that order."""
         names = tuple(self.names[i] for i in kept)
         labels = None if self.labels is None else self.labels[kept]
-        return Files(
-            self.name, names, lambda i: self.open(int(kept[i])), self.ignored, labels, self.classes, self.stamp
-        )
+        return replace(self, names=names, open=lambda i: self.open(int(kept[i])), labels=labels, at_once=None)
 
     def classified(self) -> tuple[Indices | None, tuple[str, ...]]:
         """Labels [len(names)] and names of classes: its own, or those of the sub-folders."""
@@ -123,6 +123,18 @@ def list_folder(path: Path) -> Files:
             raise BadImage(f"cannot be opened ({error.strerror})") from error
 
     return Files(printable(root), tuple(names), open_file, ignored, at_once=read_file)
+
+
+def one_file(path: Path) -> Files:
+    """The image file `path` alone."""
+
+    def open_file(index: int) -> BinaryIO:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise BadImage(f"cannot be opened ({error.strerror})") from error
+
+    return Files(printable(str(path.parent)), (path.name,), open_file, 0)
 
 
 def list_zip(path: Path, *, max_bytes: float) -> Files:

@@ -41,7 +41,7 @@ def load(files: Files, options: DataOptions, progress: Progress | None = None) -
     def examine(index: int) -> None:
         try:
             if in_memory:
-                pixels[index], enlarged[index] = decode(io.BytesIO(files.read(index)), options)
+                pixels[index], enlarged[index] = decode(io.BytesIO(files.read(index)), options, half=files.half)
                 return
             with files.open(index) as stream:
                 enlarged[index] = min(open_image(stream, options).size) < options.size
@@ -85,7 +85,7 @@ def _fetch_on_demand(files: Files, kept: Indices, options: DataOptions) -> Calla
             for position in positions:
                 file = int(kept[indices[position]])
                 try:
-                    out[position], _ = decode(io.BytesIO(files.read(file)), options)
+                    out[position], _ = decode(io.BytesIO(files.read(file)), options, half=files.half)
                 except BadImage as error:
                     raise FastganError(
                         f"{files.name}: {printable(files.names[file])} {error}; replace or remove it, or raise "

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ FREE = (
 )
 
 ABOUT = "about.json"  # of a run folder: the data and the device in words, and the names of the classes
-NEWER = ("data.classes", "data.source_channels", "data.feeder")
+NEWER = ("data.classes", "data.source_channels", "data.feeder", "data.pairs", "data.direction")
 
 
 @contextlib.contextmanager
@@ -208,12 +208,20 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, text.encode())
 
 
-def next_commands(out: Path, kimg: float) -> list[str]:
-    """Commands to try with a run that has trained for `kimg`."""
+# What one tries first with a run, by the command that its system is for.
+TRY = {
+    "sample": ("fastgan sample {run} --seeds 0-99", "fastgan interpolate {run} --seeds 0-7"),
+    "translate": ("fastgan translate {run} YOUR_IMAGES",),
+    "upscale": ("fastgan upscale {run} YOUR_IMAGES",),
+    "inpaint": ("fastgan inpaint {run} YOUR_IMAGES --mask free",),
+}
+
+
+def next_commands(out: Path, kimg: float, can: Sequence[str] = ("sample",)) -> list[str]:
+    """Commands to try with a run that has trained for `kimg`. can: keys of TRY; others are left out"""
     run = shlex.quote(str(out))
     return [
-        f"fastgan sample {run} --seeds 0-99",
-        f"fastgan interpolate {run} --seeds 0-7",
+        *(command.format(run=run) for name in can for command in TRY.get(name, ())),
         f"fastgan train --config {shlex.quote(str(out / 'config.toml'))} --kimg {2 * kimg:g}",
         "fastgan train --data YOUR_FOLDER --out runs/mine",
     ]
