@@ -55,6 +55,6 @@ def map_joined(paths: Sequence[Path], sizes: Sequence[int], *, at_random: bool) 
         start += size
     if at_random:
         library.madvise(base, total, MADV_RANDOM)
-    joined = np.frombuffer(holder, np.uint8)
+    joined: NDArray[np.uint8] = np.frombuffer(memoryview(holder), np.uint8)
     joined.flags.writeable = False
     return joined

@@ -109,7 +109,7 @@ class PackOptions:
         size = self.size * self.size * self.channels
         images = max(1, int(self.shard_mb * 1e6 / (size * COMPRESSED[encoding])))
         pages = PAGE // gcd(PAGE, size)  # so many images are whole pages: then shards can be mapped as one
-        return images // pages * pages if encoding == "raw" and images >= 8 * pages else images
+        return images // pages * pages if encoding == "raw" and images >= 2 * pages else images
 
 
 class Source(Protocol):
