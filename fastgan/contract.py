@@ -150,6 +150,26 @@ class LabelledNetworks(Protocol):
         """(z [N, latent], labels [N] int64 below image.classes) -> [N, C, S, S]."""
 
 
+class Translator(Protocol):
+    """Options of one family of networks that make images of images of the same size (fastgan.models)."""
+
+    def translator(self, image: ImageShape, channels: int) -> nn.Module:
+        """x [N, channels, S, S] (and noise [N, noise_numbers] in training) -> [N, C, S, S] in (-1, 1)."""
+
+    def noise_numbers(self, image: ImageShape) -> int:
+        """How many uniform numbers per image the network takes as noise; 0: none."""
+
+
+class PairCritic(Protocol):
+    """Options of one family of critics that may see a source beside the image (fastgan.models)."""
+
+    def critic(self, image: ImageShape, channels: int = 0) -> nn.Module:
+        """x [N, C, S, S] (and source [N, channels, S, S]) -> logits [N] or [N, 1, h, w].
+
+        Its method maps(x, source) has the activations of its blocks.
+        """
+
+
 class System(Protocol):
     """An adversarial system (fastgan.gans): a frozen dataclass of options, its players and its turns."""
 
@@ -257,6 +277,10 @@ class Upscales(Protocol):
     def scale(self) -> int:
         """By how much."""
 
+    @property
+    def margin(self) -> int:
+        """An output depends on pixels of the input at most so far away: what tiles have to overlap by."""
+
     def upscale(self, players: Mapping[str, nn.Module], images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, scale H, scale W], any H and W."""
 
@@ -265,5 +289,15 @@ class Upscales(Protocol):
 class Inpaints(Protocol):
     """Fills holes: `fastgan inpaint`."""
 
+    @property
+    def box(self) -> tuple[float, float]:
+        """Shortest and longest side of a box that is drawn, as shares of the image's."""
+
     def inpaint(self, players: Mapping[str, nn.Module], images: Tensor, masks: Tensor, draw: Draw) -> Tensor:
         """Images [N, C, S, S] with what is under `masks` [N, 1, S, S] (1: unknown) filled; the rest stays as it was."""
+
+
+def commands_of(system: System) -> tuple[str, ...]:
+    """Names of the commands that a system can be used with."""
+    able = {"sample": Samples, "encode": Encodes, "translate": Translates, "upscale": Upscales, "inpaint": Inpaints}
+    return tuple(name for name, kind in able.items() if isinstance(system, kind))

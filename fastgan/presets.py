@@ -18,6 +18,7 @@ from fastgan.gans import (
     StyleBasedGAN,
     UnconditionalGAN,
 )
+from fastgan.image_presets import IMAGE_ROWS
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
 from fastgan.optim import Averaging, Optimizer
 from fastgan.options import Config, Output
@@ -177,4 +178,4 @@ _ROWS = (
     _stylegan2(256, width=64, gamma=0.41, batch=32, kimg=25_000),
 )
 
-PRESETS = {config.preset: config for config in _ROWS}
+PRESETS = {config.preset: config for config in (*_ROWS, *IMAGE_ROWS)}

@@ -69,6 +69,7 @@ def _file_name(seeds: str) -> str:
 
 
 def run_folder(path: Path) -> Path:
+    """The run that a path names: itself, or the one whose checkpoint it is."""
     return path.parent.parent if (path / "state.json").exists() else path
 
 

@@ -16,7 +16,10 @@ from fastgan.step import Step, TrainState, new_state
 
 @dataclass(frozen=True)
 class Plane:
-    """Networks for points [N, 2]: one hidden layer in the generator, two in the critic."""
+    """Networks for points [N, 2]: one hidden layer in the generator, two in the critic.
+
+    Points are images of size 1, whose channels may have a label behind them; with another size it is [N, 2] as well.
+    """
 
     width: int = 64
 
@@ -24,15 +27,15 @@ class Plane:
         w = self.width
         return nn.Sequential(nn.Linear(latent, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, 2))
 
-    def critic(self, image: ImageShape) -> nn.Module:
+    def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
         w = self.width
         return nn.Sequential(
-            nn.Linear(2, w),
+            nn.Linear(image.channels if image.size == 1 else 2, w),
             nn.LeakyReLU(0.2),
             nn.Linear(w, w),
             nn.LeakyReLU(0.2),
-            nn.Linear(w, 1),
-            nn.Flatten(0),
+            nn.Linear(w, outputs),
+            nn.Flatten(0) if outputs == 1 else nn.Identity(),
         )
 
 
@@ -77,16 +80,24 @@ def ring_cover(points: Tensor, *, modes: int = 8, deviation: float = 0.05) -> tu
     return int((counts > len(points) / modes / 4).sum()), float(near.double().mean())
 
 
-class Batches:
-    """next_batch() for Step: the given function of (first sample number, batch size) as a Batch."""
+def modes_of(points: Tensor, *, modes: int = 8) -> tuple[Tensor, Tensor]:
+    """The nearest mode of the ring of each of `points` [N, 2], and its distance: [N] each."""
+    angle = torch.arange(modes) * (2 * math.pi / modes)
+    distance, mode = torch.cdist(points, torch.stack([angle.cos(), angle.sin()], 1)).min(1)
+    return mode, distance
 
-    def __init__(self, batch: int, images: Tensor) -> None:
-        self.batch, self.images, self.sample = batch, images, 0
+
+class Batches:
+    """next_batch() for Step: rows of `images`, and of `labels` where there are any, one after the other."""
+
+    def __init__(self, batch: int, images: Tensor, labels: Tensor | None = None) -> None:
+        self.batch, self.images, self.labels, self.sample = batch, images, labels, 0
 
     def __call__(self) -> Batch:
         index = torch.arange(self.sample, self.sample + self.batch)
         self.sample += self.batch
-        return Batch(self.images[index % len(self.images)], None, index)
+        rows = index % len(self.images)
+        return Batch(self.images[rows], None if self.labels is None else self.labels[rows], index)
 
 
 def game(

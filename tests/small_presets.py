@@ -9,7 +9,18 @@ import torch
 from fastgan.contract import Batch, Labelled
 from fastgan.dist import ALONE, Ranks
 from fastgan.gans import StyleBasedGAN
-from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
+from fastgan.models import (
+    DCGAN,
+    R3GAN,
+    Dense,
+    PatchCritic,
+    ResNet,
+    ResNetTranslator,
+    SRCritic,
+    SRResNet,
+    StyleGAN2,
+    UNet,
+)
 from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step, TrainState, new_state
@@ -30,9 +41,26 @@ NARROW = {
 }
 
 
+# Networks of systems that turn images into images.
+SLIM = {
+    UNet: {"width": 4, "max_width": 8},
+    PatchCritic: {"width": 4, "max_width": 8, "layers": 1},
+    ResNetTranslator: {"width": 4, "blocks": 1},
+    SRResNet: {"width": 4, "blocks": 1, "kernel": 3},
+    SRCritic: {"width": 4, "hidden": 8, "halvings": 2},
+}
+
+
 def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
     """A preset with narrow networks; `system`: options of the system to replace."""
     config = PRESETS[preset]
+    if not hasattr(config.system, "networks"):
+        parts = {name: getattr(config.system, name) for name in ("generator", "critic")}
+        slims = {name: replace(part, **SLIM[type(part)]) for name, part in parts.items()}
+        size = min(config.data.size, 32)
+        data = replace(config.data, size=size, source_channels=3 if config.data.pairs else 0)
+        system_ = replace(config.system, **slims, **system)
+        return replace(config, system=system_, data=data, batch=batch, kimg=1.0, threads=0)
     networks = config.system.networks
     slim = replace(networks, **NARROW[type(networks)])
     data = replace(config.data, classes=5) if isinstance(config.system, Labelled) else config.data
@@ -45,6 +73,8 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
 def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object) -> Config:
     """A narrow preset on its networks' smallest images, with at most so many critic steps."""
     config = narrow(preset, batch=batch, **system)
+    if not hasattr(config.system, "networks"):
+        return config
     size = {Dense: 16, DCGAN: 16, ResNet: 32, R3GAN: 8, StyleGAN2: 8}[type(config.system.networks)]
     if isinstance(config.system.networks, R3GAN):
         slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
@@ -79,10 +109,17 @@ def step_of(
 
 def batch_of(config: Config, number: int, dtype: torch.dtype = torch.float32, ranks: Ranks = ALONE) -> Batch:
     """This rank's part of batch `number` of noise, laid out as the data feeder does it."""
-    size = (config.batch, config.shape.size, config.shape.size, config.shape.channels)
-    pixels = torch.rand(size, generator=torch.Generator().manual_seed(number), dtype=torch.float64) * 2 - 1
-    index = torch.arange(config.batch) + number * config.batch
-    labels = index * 7 % config.shape.classes if config.shape.classes else None
+    generator = torch.Generator().manual_seed(number)
     part = config.batch // ranks.world
     mine = slice(ranks.rank * part, (ranks.rank + 1) * part)
-    return Batch(pixels[mine].to(dtype).permute(0, 3, 1, 2), None if labels is None else labels[mine], index[mine])
+
+    def pixels(channels: int) -> torch.Tensor:
+        size = (config.batch, config.shape.size, config.shape.size, channels)
+        noise = torch.rand(size, generator=generator, dtype=torch.float64) * 2 - 1
+        return noise[mine].to(dtype).permute(0, 3, 1, 2)
+
+    index = torch.arange(config.batch) + number * config.batch
+    labels = index * 7 % config.shape.classes if config.shape.classes else None
+    images = pixels(config.shape.channels)
+    source = pixels(config.shape.source_channels) if config.shape.source_channels else None
+    return Batch(images, None if labels is None else labels[mine], index[mine], source)

@@ -106,7 +106,8 @@ class ConcatenationCritic(nn.Module):
         self.network = options.networks.critic(replace(image, channels=image.channels + width))
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        planes = self.label(labels).to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        label = self.label(labels).to(x.dtype)
+        planes = label.view(*label.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
         logits: Tensor = self.network(torch.cat([x, planes], 1))
         return logits
 
