@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,11 +19,12 @@ from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.baseline import plain_players, recipe_of, tidy
 from fastgan.capture import CapturedStep
 from fastgan.config import resolve
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.cost import Cost, step_cost
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError, suggest
+from fastgan.gans import UnconditionalGAN
 from fastgan.kernels import _runtime
 from fastgan.options import Config, with_data
 from fastgan.step import Step, autocast_of
@@ -63,11 +65,13 @@ class RandomBatches:
         c = self.config
         pixels = np.random.default_rng(0).random((c.batch, c.shape.size, c.shape.size, c.shape.channels), np.float32)
         self._images = (torch.from_numpy(pixels) * 2 - 1).to(self.device).permute(0, 3, 1, 2)
+        classes = c.shape.classes
+        self._labels = torch.arange(c.batch, device=self.device) % classes if classes else None
 
     def __call__(self) -> Batch:
         index = torch.arange(self.sample, self.sample + self.config.batch, device=self.device)
         self.sample += self.config.batch
-        return Batch(self._images, None, index)
+        return Batch(self._images, self._labels, index)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class PartClock:
 def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: int) -> list[Part]:
     """Mean seconds of each part of the step over `cycles` lazy cycles, slowest machine effects included."""
     clock = PartClock(step)
-    steps = cycles * _gan(config).penalty_every
+    steps = cycles * lazy_cycle(step)
     waiting = clock.around("wait for data", batches)
     try:
         whole = clock.around("rest", step)
@@ -159,8 +163,16 @@ def _gan(config: Config) -> Any:
     return config.system
 
 
+def lazy_cycle(step: Step | CapturedStep) -> int:
+    """Steps after which the same turns are played again."""
+    plain = step.step if isinstance(step, CapturedStep) else step
+    return math.lcm(*(turn.every for turn in plain.turns))
+
+
 def cycle_cost(config: Config) -> dict[str, Cost]:
-    """Cost of a config's mean step over a lazy cycle."""
+    """Cost of a config's mean step over a lazy cycle; nothing for systems that the cost model does not know."""
+    if not isinstance(config.system, UnconditionalGAN):
+        return {}
     every = _gan(config).penalty_every
     mean: dict[str, Cost] = {}
     for number in range(every):
@@ -186,7 +198,7 @@ def bench_step(
     copy_rate, matmul_rate = bench.copy_rate(str(device)), bench.matmul_rate(str(device))
     say(f"ceilings measured here: copy {copy_rate / 1e9:.1f} GB/s, matrix product {matmul_rate / 1e9:.0f} GFLOP/s")
     step = new_step(config, build_state(config, device), say)
-    batches, every = RandomBatches(config, device), _gan(config).penalty_every
+    batches, every = RandomBatches(config, device), lazy_cycle(step)
 
     def cycle() -> None:
         for _ in range(every):
@@ -311,4 +323,8 @@ def bench_preset(
     config = resolve(preset, None, {"device": device} | ({} if batch is None else {"batch": batch}), sets)
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
+    if against and not isinstance(config.system, UnconditionalGAN):
+        raise FastganError(f"--against {against!r}: there is no plain loop of preset {preset}; leave it out")
+    if isinstance(config.system, Labelled) and not config.data.classes:
+        config = replace(config, data=replace(config.data, classes=10))  # of random images: any number does
     bench_step(config, steps, say, against, plot)

@@ -72,6 +72,7 @@ BELOW: dict[str, set[str]] = {
         "contract",
         "cost",
         "data",
+        "gans",
         "kernels",
         "options",
         "step",
