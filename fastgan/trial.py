@@ -18,7 +18,7 @@ from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.baseline import ARRANGEMENTS, compiled_loop, plain_players, recipe_of
 from fastgan.capture import CapturedStep
 from fastgan.config import resolve
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.cost import Cost, step_cost
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
@@ -64,11 +64,13 @@ class RandomBatches:
         c = self.config
         pixels = np.random.default_rng(0).random((c.batch, c.shape.size, c.shape.size, c.shape.channels), np.float32)
         self._images = (torch.from_numpy(pixels) * 2 - 1).to(self.device).permute(0, 3, 1, 2)
+        classes = c.shape.classes
+        self._labels = torch.arange(c.batch, device=self.device) % classes if classes else None
 
     def __call__(self) -> Batch:
         index = torch.arange(self.sample, self.sample + self.config.batch, device=self.device)
         self.sample += self.config.batch
-        return Batch(self._images, None, index)
+        return Batch(self._images, self._labels, index)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ def _has_cost(config: Config) -> bool:
 
 
 def cycle_cost(config: Config) -> dict[str, Cost]:
-    """Cost of a config's mean step over a lazy cycle."""
+    """Cost of a config's mean step over a lazy cycle; nothing for systems that the cost model does not know."""
+    if not isinstance(config.system, UnconditionalGAN):
+        return {}
     every = _gan(config).penalty_every
     mean: dict[str, Cost] = {}
     for number in range(every):
@@ -335,4 +339,6 @@ def bench_preset(
         )
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
+    if isinstance(config.system, Labelled) and not config.data.classes:
+        config = replace(config, data=replace(config.data, classes=10))  # of random images: any number does
     bench_step(config, steps, say, against, plot)
