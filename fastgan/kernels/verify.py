@@ -137,6 +137,7 @@ def check_modulated_act(device: torch.device) -> int:
             given: list[Any] = [x, *vectors] if what == "layer" else [x, vectors[0], None, None, None]
             doubled = [None if t is None else t.double() for t in given]
             runs: list[tuple[Tensor, ...]] = []
+            run: Any
             for tensors, g, run in (
                 (given, grad, torch.ops.fastgan.modulated_act_backward),
                 (given, grad, modulated_act.reference_backward),
