@@ -96,7 +96,7 @@ def groups_of(file: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
     too: it has no digits of its own to compare, but is part of the player.
     """
     parts: dict[str, list[Tensor]] = {}
-    for key, tensor in results.items():
+    for key, tensor in sorted(results.items()):  # in an order that files keep
         if key.rpartition("/")[0] == file and tensor.is_floating_point():
             name = key.rpartition("/")[2]
             kind = name.partition(".")[0] if file.endswith(".optimizer") else ""
