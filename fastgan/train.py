@@ -94,8 +94,8 @@ def train(
             with ranks.together(), _mendable(Path(config.out)):
                 if ranks.first:
                     stack.enter_context(folder.only_one(Path(config.out)))
-                    if ranks.world > 1:  # what has to be fetched is there before the others look
-                        folder.find_checkpoint(Path(config.out), config.resume, echo, config.output.copy_to)
+                    # What has to be fetched is there before all of them look.
+                    folder.fetch_copy(Path(config.out), config.resume, config.output.copy_to, echo)
             with ranks.together(), _mendable(Path(config.out)):
                 run, saved = _prepare(config, ranks, echo, stack)
             _check_same_start(run, saved)
@@ -163,7 +163,7 @@ def _prepare(
     opening = monotonic() - began
     config = with_data(config, images)
     data = fingerprint(images)
-    saved = folder.find_checkpoint(out, config.resume, echo, config.output.copy_to)
+    saved = folder.find_checkpoint(out, config.resume, echo)
     if saved is not None:
         folder.check_same_run(saved, to_mapping(config), data, defaults(config))
     extract = config.evaluation.extractor(device)
@@ -302,7 +302,7 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 _say_way(run, run.feeder.wait_seconds / max(ticker.seconds, 1e-9))
                 _save(run)
             if ranks.first:
-                _writer_of(run).finish()
+                _writer_of(run).wait()
         return stopped
 
 

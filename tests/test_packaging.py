@@ -187,6 +187,7 @@ def test_without_nvcc(tree: Path) -> None:
     assert "; no CUDA part (switched off (CUDACXX is empty))" in summary
 
 
+@pytest.mark.long
 @needs_cxx
 def test_broken_nvcc_leaves_the_cpu_part(tree: Path, tmp_path: Path) -> None:
     nvcc = script(tmp_path, "nvcc", BROKEN)

@@ -35,25 +35,25 @@ WIDTH = 4  # bytes of a gradient
 
 @dataclass(frozen=True)
 class Constants:
-    """Of a machine, all measured by whoever asks.
+    """Of a machine, all measured by whoever asks. The defaults are those of one with 2 CPU cores (docs/scaling.md).
 
     matmul, copy: operations and bytes a second of one GPU;  reach: part of these ceilings that a step reaches
     inside, between: bytes a second that a GPU exchanges within its machine, and a machine with the others
     per_machine:  GPUs of a machine;  latency: seconds of one hop
-    feed: images a second of one rank's feeder;  features: of an evaluation on one GPU, drawn and seen by the network
-    metric: seconds for the scores themselves, which each rank computes
+    feed: images a second of one rank's feeder;  features: of an evaluation on one GPU, drawn and seen by the
+    network, 0 where that is not known;  metric: seconds for the scores themselves, which each rank computes
     """
 
-    matmul: float = 400e12
-    copy: float = 2500e9
-    reach: float = 0.5
-    inside: float = 300e9
-    between: float = 50e9
-    per_machine: int = 8
-    latency: float = 15e-6
-    feed: float = 40_000.0
-    features: float = 2000.0
-    metric: float = 2.0
+    matmul: float = 243e9
+    copy: float = 20.9e9
+    reach: float = 0.46
+    inside: float = 0.75e9
+    between: float = 0.75e9
+    per_machine: int = 1
+    latency: float = 135e-6
+    feed: float = 58_500.0
+    features: float = 0.0
+    metric: float = 1.55
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def all_reduce_seconds(size: float, gpus: int, c: Constants) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """Times in seconds, of one step on `batch` images per GPU and critic step, but for the evaluation of all samples."""
+    """Times in seconds: of one step on `batch` images per GPU and critic step, and of an evaluation of all samples."""
 
     gpus: int
     batch: int
@@ -124,7 +124,7 @@ def row(config: Any, gpus: int, batch: int, c: Constants, samples: int = 50_000,
         gradients=sum(all_reduce_seconds(size, gpus, c) for size in sent.gradients),
         statistics=sent.statistics * all_reduce_seconds(0, gpus, c),
         feeding=batch * config.system.critic_steps / c.feed,
-        evaluation=samples / gpus / c.features + gathered + c.metric,
+        evaluation=samples / gpus / c.features + gathered + c.metric if c.features else math.nan,
     )
 
 
@@ -142,15 +142,16 @@ def table(config: Any, c: Constants) -> list[str]:
         alone = rows[0]
         lines += [
             "",
-            f"| GPUs ({title}) | images per GPU | compute | gradients | statistics | feeding | step | efficiency "
+            f"| ranks ({title}) | images per GPU | compute | gradients | statistics | feeding | step | efficiency "
             "| evaluation |",
             "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for r in rows:
             efficiency = alone.step / r.step * r.batch / alone.batch
             times = (r.compute, r.gradients, r.statistics, r.feeding, r.step)
-            milliseconds = " | ".join(f"{1e3 * t:.2f} ms" for t in times)
-            lines.append(f"| {r.gpus} | {r.batch} | {milliseconds} | {efficiency:.0%} | {r.evaluation:.1f} s |")
+            milliseconds = " | ".join(f"{1e3 * t:,.1f} ms" for t in times)
+            evaluation = f"{r.evaluation:.1f} s" if c.features else "-"
+            lines.append(f"| {r.gpus} | {r.batch} | {milliseconds} | {efficiency:.0%} | {evaluation} |")
     return lines
 
 
@@ -215,9 +216,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="dcgan-64", choices=sorted(PRESETS))
     parser.add_argument("--measure", action="store_true", help="measure this machine instead")
-    scales = {"matmul-tflops": ("matmul", 1e12), "copy-gbs": ("copy", 1e9), "inside-gbs": ("inside", 1e9),
-              "between-gbs": ("between", 1e9), "latency-us": ("latency", 1e-6), "per-machine": ("per_machine", 1),
-              "reach": ("reach", 1), "feed": ("feed", 1), "features": ("features", 1), "metric": ("metric", 1)}  # fmt: skip
+    scales = {
+        "matmul-tflops": ("matmul", 1e12),
+        "copy-gbs": ("copy", 1e9),
+        "inside-gbs": ("inside", 1e9),
+        "between-gbs": ("between", 1e9),
+        "latency-us": ("latency", 1e-6),
+        **{name.replace("_", "-"): (name, 1) for name in ("per_machine", "reach", "feed", "features", "metric")},
+    }
     for flag, (field, unit) in scales.items():
         parser.add_argument(f"--{flag}", type=float, default=getattr(defaults, field) / unit)
     given = parser.parse_args()

@@ -76,3 +76,11 @@ def source_name(features: Any) -> str:
         return features
     name = getattr(features, "name", None)
     return name if isinstance(name, str) else getattr(features, "__name__", type(features).__name__)
+
+
+def network_of(features: Any) -> str:
+    """What FeatureStatistics keep of a network: all that decides features, in words; "" where it does not say."""
+    p = getattr(features, "protocol", None)
+    if p is None or not hasattr(p, "weights"):
+        return ""
+    return f"{source_name(features)}, resize {p.resize}, weights {p.weights[:16]}"

@@ -260,7 +260,8 @@ def test_places_that_are_none(tmp_path: Path) -> None:
         Mirror("nowhere://x")
     Mirror(f"file://{tmp_path}/nothing").fetch(tmp_path / "there", print)
     assert not (tmp_path / "there").exists()
-    assert folder.find_checkpoint(tmp_path / "out", "auto", print, f"file://{tmp_path}/nothing") is None
+    folder.fetch_copy(tmp_path / "out", "auto", f"file://{tmp_path}/nothing", print)
+    assert folder.find_checkpoint(tmp_path / "out", "auto", print) is None
     with pytest.raises(FastganError, match="has no checkpoint"):
         folder.find_checkpoint(tmp_path / "out", f"file://{tmp_path}/nothing", print)
 
@@ -269,10 +270,14 @@ def test_a_run_that_lost_its_disk_goes_on_from_the_copy(tmp_path: Path, url: str
     out = tmp_path / "out"
     saved_steps(out / "checkpoints", url, 1, 2)
     for how, other in (("auto", tmp_path / "new"), (url, tmp_path / "branch")):
-        found = folder.find_checkpoint(other, how, print, url if how == "auto" else "")
-        assert value_of(found) == 2.0
+        (other / "checkpoints" / ".tmp-fetched-step-2").mkdir(parents=True)  # of a start that was killed
+        folder.fetch_copy(other, how, url if how == "auto" else "", print)
+        assert value_of(folder.find_checkpoint(other, how, print)) == 2.0
     saved_steps(out / "checkpoints", "", 3)
-    assert value_of(folder.find_checkpoint(out, "auto", print, url)) == 3.0  # what is here comes first
+    said: list[str] = []
+    folder.fetch_copy(out, url, "", said.append)
+    assert value_of(folder.find_checkpoint(out, "auto", print)) == 3.0  # what is here comes first
+    assert said == [f"{out} holds a run already: going on with it, not with {url}"]
 
 
 # ---- one run per folder
@@ -313,12 +318,13 @@ def test_the_dead_hold_no_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_signals_set_a_flag_and_ignored_ones_stay_ignored(name: str) -> None:
     number = signal.Signals[name]
-    with StopSignals() as signals:
-        assert signals.received is None
-        os.kill(os.getpid(), number)
-        assert signals.received == name
-    before = signal.signal(number, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_DFL)  # whatever these tests were started by has made of it
     try:
+        with StopSignals() as signals:
+            assert signals.received is None
+            os.kill(os.getpid(), number)
+            assert signals.received == name
+        signal.signal(number, signal.SIG_IGN)
         with StopSignals() as signals:
             os.kill(os.getpid(), number)
             assert signals.received is None
@@ -327,8 +333,12 @@ def test_signals_set_a_flag_and_ignored_ones_stay_ignored(name: str) -> None:
 
 
 def test_an_interrupt_while_pytorch_is_loaded_is_one_line() -> None:
+    def as_in_a_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     process = subprocess.Popen([sys.executable, "-m", "fastgan", "train", "--data", "digits", "--dry-run"], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=as_in_a_terminal)  # fmt: skip
     maps = Path(f"/proc/{process.pid}/maps")
     if not maps.exists():
         process.kill()
