@@ -153,19 +153,10 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     c = command
+    truncation, space = c.truncation, c.space
     draw(
-        c.run,
-        c.seeds,
-        c.labels,
-        c.frames,
-        c.out,
-        c.fps,
-        c.weights,
-        c.device,
-        say,
-        truncation=c.truncation,
-        space=c.space,
-    )
+        c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say, truncation=truncation, space=space
+    )  # fmt: skip
     return 0
 
 
