@@ -62,13 +62,13 @@ def rise(step: Callable[[], object], device: str) -> int:
     return bench.peak_memory(device) - before
 
 
-def in_new_process(module: str, arguments: list[str], device: str) -> int:
-    """What `python -m module *arguments device` prints; on a CPU, where it varies by percents, median of three."""
+def in_new_process(module: str, arguments: list[str], device: str, runs_on_cpu: int = 3) -> int:
+    """What `python -m module *arguments device` prints; on a CPU, where it varies by percents, median of some runs."""
     command = [sys.executable, "-m", module, *arguments, device]
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", **os.environ}
     runs = [
         int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
-        for _ in range(1 if device == "cuda" else 3)
+        for _ in range(1 if device == "cuda" else runs_on_cpu)
     ]
     return sorted(runs)[len(runs) // 2]
 

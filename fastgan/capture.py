@@ -149,9 +149,9 @@ class _Buffers:
                     to.copy_(source, non_blocking=True)
 
 
-def parts(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+def parts(batch: Batch) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """All tensors of a batch, in the order of its fields."""
-    return batch.images, batch.labels, batch.index
+    return batch.images, batch.labels, batch.index, batch.source
 
 
 def signature(batches: Sequence[Batch]) -> Signature:

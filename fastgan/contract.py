@@ -114,6 +114,8 @@ class Turn:
     every:  the turn is part of every `every`-th step only (lazy phases); with `rest`, of all the other steps
     fresh:  it takes new batches of reals; else the batch of the turn before it, and it may go on from what that turn
             computed: the two are captured together, once per phase of the turn before
+    average: the averages of its players take a step, too; not where this is one more update of a player that has
+            another one in the same step (a lazy penalty with an update of its own)
     """
 
     name: str
@@ -123,6 +125,7 @@ class Turn:
     every: int = 1
     rest: bool = False
     fresh: bool = True
+    average: bool = True
 
     def plays(self, step: int) -> bool:
         """Whether the turn is part of step number `step` (from 0)."""
@@ -145,6 +148,26 @@ class LabelledNetworks(Protocol):
 
     def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
         """(z [N, latent], labels [N] int64 below image.classes) -> [N, C, S, S]."""
+
+
+class Translator(Protocol):
+    """Options of one family of networks that make images of images of the same size (fastgan.models)."""
+
+    def translator(self, image: ImageShape, channels: int) -> nn.Module:
+        """x [N, channels, S, S] (and noise [N, noise_numbers] in training) -> [N, C, S, S] in (-1, 1)."""
+
+    def noise_numbers(self, image: ImageShape) -> int:
+        """How many uniform numbers per image the network takes as noise; 0: none."""
+
+
+class PairCritic(Protocol):
+    """Options of one family of critics that may see a source beside the image (fastgan.models)."""
+
+    def critic(self, image: ImageShape, channels: int = 0) -> nn.Module:
+        """x [N, C, S, S] (and source [N, channels, S, S]) -> logits [N] or [N, 1, h, w].
+
+        Its method maps(x, source) has the activations of its blocks.
+        """
 
 
 class System(Protocol):
@@ -205,6 +228,20 @@ class Samples(Protocol):
 
 
 @runtime_checkable
+class Styles(Protocol):
+    """Has a space of styles between latents and images: `--truncation`, `fastgan interpolate --space w`."""
+
+    def truncated(self, truncation: float) -> Any:
+        """The system whose pictures have their styles so near to the mean one: 1 as they are, 0 the mean."""
+
+    def styles(self, players: Mapping[str, nn.Module], latents: Tensor) -> Tensor:
+        """Styles [N, style] of latents [N, latent]; straight lines are the ways between them."""
+
+    def from_styles(self, players: Mapping[str, nn.Module], styles: Tensor) -> Tensor:
+        """Images [N, C, S, S] of styles [N, style]."""
+
+
+@runtime_checkable
 class Labelled(Protocol):
     """Makes images of a class that one asks for: `fastgan sample --labels`."""
 
@@ -240,6 +277,10 @@ class Upscales(Protocol):
     def scale(self) -> int:
         """By how much."""
 
+    @property
+    def margin(self) -> int:
+        """An output depends on pixels of the input at most so far away: what tiles have to overlap by."""
+
     def upscale(self, players: Mapping[str, nn.Module], images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, scale H, scale W], any H and W."""
 
@@ -248,5 +289,15 @@ class Upscales(Protocol):
 class Inpaints(Protocol):
     """Fills holes: `fastgan inpaint`."""
 
+    @property
+    def box(self) -> tuple[float, float]:
+        """Shortest and longest side of a box that is drawn, as shares of the image's."""
+
     def inpaint(self, players: Mapping[str, nn.Module], images: Tensor, masks: Tensor, draw: Draw) -> Tensor:
         """Images [N, C, S, S] with what is under `masks` [N, 1, S, S] (1: unknown) filled; the rest stays as it was."""
+
+
+def commands_of(system: System) -> tuple[str, ...]:
+    """Names of the commands that a system can be used with."""
+    able = {"sample": Samples, "encode": Encodes, "translate": Translates, "upscale": Upscales, "inpaint": Inpaints}
+    return tuple(name for name, kind in able.items() if isinstance(system, kind))

@@ -199,8 +199,8 @@ class Step:
             player.values(self.progress)
         self.turns = system.turns(state.modules, self.scalars | state.memory)
         self.batches = self._batches_of(0)
-        cycle = math.lcm(*(turn.every for turn in self.turns))
-        assert all(self._batches_of(s) == self.batches for s in range(min(cycle, 1000))), "steps differ in batches"
+        self.cycle = math.lcm(*(turn.every for turn in self.turns))  # after so many steps the phases repeat
+        assert all(self._batches_of(s) == self.batches for s in range(min(self.cycle, 1000))), "steps differ in batches"
         self._decay = torch.zeros_like(state.seen)
         self._total = float(total)
         self._rows = {name: row for row, name in enumerate(state.players)}
@@ -272,7 +272,8 @@ class Step:
         for player, buffers in zip(players, saved, strict=True):
             player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():
-            player.update(self.progress, self._decay, norms[name], skip)
+            decay = self._decay if turn.average else self.progress.value(1.0)
+            player.update(self.progress, decay, norms[name], skip)
             self.state.skipped[self._rows[name]].add_(skip)
             self.state.skipped[self._rows[name], 1].mul_(skip)
         key = (turn.name, tuple(statistics))

@@ -15,7 +15,7 @@ import torch
 
 from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.capture import CapturedStep
-from fastgan.contract import Batch, Labelled
+from fastgan.contract import Batch, Labelled, commands_of
 from fastgan.data import ImageSet, fingerprint, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.dist import Ranks, joined
@@ -94,8 +94,8 @@ def train(
             with ranks.together(), _mendable(Path(config.out)):
                 if ranks.first:
                     stack.enter_context(folder.only_one(Path(config.out)))
-                    if ranks.world > 1:  # what has to be fetched is there before the others look
-                        folder.find_checkpoint(Path(config.out), config.resume, echo, config.output.copy_to)
+                    # What has to be fetched is there before all of them look.
+                    folder.fetch_copy(Path(config.out), config.resume, config.output.copy_to, echo)
             with ranks.together(), _mendable(Path(config.out)):
                 run, saved = _prepare(config, ranks, echo, stack)
             _check_same_start(run, saved)
@@ -163,7 +163,7 @@ def _prepare(
     opening = monotonic() - began
     config = with_data(config, images)
     data = fingerprint(images)
-    saved = folder.find_checkpoint(out, config.resume, echo, config.output.copy_to)
+    saved = folder.find_checkpoint(out, config.resume, echo)
     if saved is not None:
         folder.check_same_run(saved, to_mapping(config), data, defaults(config))
     extract = config.evaluation.extractor(device)
@@ -302,7 +302,7 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 _say_way(run, run.feeder.wait_seconds / max(ticker.seconds, 1e-9))
                 _save(run)
             if ranks.first:
-                _writer_of(run).finish()
+                _writer_of(run).wait()
         return stopped
 
 
@@ -382,7 +382,10 @@ def _writer_of(run: _Run) -> Writer:
 def _finish(run: _Run, stopped: str | None) -> None:
     """Last pictures, the report, and how it ended."""
     _draw_fakes(run)
-    folder.write_text(run.out / "next.txt", "\n".join(folder.next_commands(run.out, run.config.kimg)) + "\n")
+    folder.write_text(
+        run.out / "next.txt",
+        "\n".join(folder.next_commands(run.out, run.config.kimg, commands_of(run.config.system))) + "\n",
+    )
     write_report(run.out)
     if stopped:
         kimg = f"{run.state.samples / 1000:.1f} kimg"

@@ -18,18 +18,21 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-import sklearn.datasets  # noqa: F401  (once, not in every life)
+import sklearn.datasets  # noqa: F401  (loaded once, not in every life)
 import torch
 from PIL import Image
 
-from fastgan.cli import main
+import fastgan.train  # noqa: F401  (the same)
+from fastgan.cli import actions, main  # noqa: F401
 from fastgan.run import behind, checkpoint
 
 RUN = {
@@ -105,7 +108,11 @@ def live(command: list[str], end: Callable[[], None] | None, log: Path) -> bool:
             if end is not None:
                 end()
             status = main(command)
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -119,7 +126,7 @@ def live(command: list[str], end: Callable[[], None] | None, log: Path) -> bool:
 def soak_train(folder: Path, kills: int, chance: random.Random, say: Callable[[str], None]) -> None:
     """AssertionError where the weights differ at the end."""
     # Lives do about 1.5 saves each, of 2 steps: a run that is longer than they get.
-    steps = 16 + 6 * kills
+    steps = 16 + 4 * kills
     sets = [f"{key}={value}" for key, value in {**RUN, "kimg": steps * 0.016}.items()]
 
     def command(out: Path) -> list[str]:
@@ -130,12 +137,14 @@ def soak_train(folder: Path, kills: int, chance: random.Random, say: Callable[[s
     assert not live(command(folder / "straight"), None, log)
     say(f"train: {steps} steps undisturbed in {time.monotonic() - began:.1f} s")
     stages = _changes_of_a_save(folder / "straight")
-    ends: list[Callable[[], None]] = [lambda k=k: die_in_save(k) for k in stages]  # type: ignore[misc]
+    ends: list[Callable[[], None]] = [partial(die_in_save, stage) for stage in stages]
     chance.shuffle(ends)
     ends = ends[: kills * 2 // 3]
     while len(ends) < kills:
-        soon = chance.choice(
-            [lambda n=chance.randrange(90): die_at_change(n), lambda s=chance.random() * 1.5: die_after(s)]
+        soon = (
+            partial(die_at_change, chance.randrange(90))
+            if chance.random() < 0.5
+            else partial(die_after, 1.5 * chance.random())
         )
         ends.insert(chance.randrange(len(ends) + 1), soon)
     done = 0
@@ -184,9 +193,9 @@ def soak_pack(folder: Path, kills: int, chance: random.Random, say: Callable[[st
     done = 0
     for number in range(kills):
         # Later and later, or a pack would never get far: what is finished is compared, not made again.
-        end: Callable[[], None] = lambda n=chance.randrange(3 + number): die_at_change(n)  # type: ignore[misc]  # noqa: E731
+        end = partial(die_at_change, chance.randrange(3 + number))
         if chance.random() < 0.3:
-            end = lambda s=chance.random() * 0.3: die_after(s)  # type: ignore[misc]  # noqa: E731
+            end = partial(die_after, 0.3 * chance.random())
         done += live(command(folder / "killed"), end, log)
     assert not live(command(folder / "killed"), None, log)
     assert done >= kills // 3, f"only {done} of {kills} lives were ended"

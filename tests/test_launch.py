@@ -182,7 +182,7 @@ def test_a_killed_rank_ends_all_with_one_line_each(tmp_path: Path, whole: Path, 
     _, error = finished(process, 1)
     assert time.monotonic() - began < 60
     assert "Traceback" not in error
-    lost, dead = sorted(line for line in error.splitlines() if line.startswith("fastgan"))
+    lost, dead = error.splitlines()
     assert f"rank {1 - killed}: another rank is gone or did not answer" in lost
     assert f"rank {killed} was killed by SIGKILL" in dead
     finished(start(*train(out, "--ranks", "2")))

@@ -10,7 +10,20 @@ from dataclasses import fields, replace
 from rich.table import Table
 
 from fastgan import __version__
-from fastgan.cli.commands import Bench, Command, Doctor, Encode, Eval, Export, Interpolate, Sample, Train
+from fastgan.cli.commands import (
+    Bench,
+    Command,
+    Doctor,
+    Encode,
+    Eval,
+    Export,
+    Inpaint,
+    Interpolate,
+    Sample,
+    Train,
+    Translate,
+    Upscale,
+)
 from fastgan.cli.pack import Pack, run_pack
 from fastgan.cli.screen import console, progress, say, sides
 from fastgan.config import Config, resolve, to_toml
@@ -31,6 +44,12 @@ def run(command: Command, arguments: Sequence[str]) -> int:
             return run_interpolate(command)
         case Encode():
             return run_encode(command)
+        case Translate():
+            return run_translate(command)
+        case Upscale():
+            return run_upscale(command)
+        case Inpaint():
+            return run_inpaint(command)
         case Export():
             return run_export(command)
         case Eval():
@@ -126,7 +145,7 @@ def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
     c = command
-    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say)
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say, truncation=c.truncation)
     return 0
 
 
@@ -134,7 +153,8 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     c = command
-    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    styles = {"truncation": c.truncation, "space": c.space}
+    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say, **styles)
     return 0
 
 
@@ -142,6 +162,30 @@ def run_encode(command: Encode) -> int:
     from fastgan.encode import encode_images
 
     encode_images(command.run, command.images, command.out, command.weights, command.device, say)
+    return 0
+
+
+def run_translate(command: Translate) -> int:
+    from fastgan.transformed import translate_pictures
+
+    c = command
+    translate_pictures(c.run, c.images, c.out, c.back, c.derive, c.weights, c.device, say)
+    return 0
+
+
+def run_upscale(command: Upscale) -> int:
+    from fastgan.transformed import upscale_pictures
+
+    c = command
+    upscale_pictures(c.run, c.images, c.out, c.tile, c.weights, c.device, say)
+    return 0
+
+
+def run_inpaint(command: Inpaint) -> int:
+    from fastgan.transformed import inpaint_pictures
+
+    c = command
+    inpaint_pictures(c.run, c.images, c.mask, c.out, c.seed, c.weights, c.device, say)
     return 0
 
 

@@ -71,6 +71,8 @@ class Sample:
     """PNG file of the grid (default: RUN/samples-SEEDS.png)"""
     singles: Path | None = None
     """also one PNG per seed, into this folder"""
+    truncation: Annotated[float | None, _default("as the run has it")] = None
+    """of a run with styles (stylegan2-...): how near to the mean style, from 1 (as they are) to 0 (the mean)"""
     weights: Literal["average", "live"] = "average"
     """averaged weights, or those of the last step"""
     device: str = "auto"
@@ -93,6 +95,68 @@ class Interpolate:
     """WebP file of the animation (default: RUN/interpolation-SEEDS.webp); the strip lies beside it as PNG"""
     fps: int = 16
     """pictures per second"""
+    truncation: Annotated[float | None, _default("as the run has it")] = None
+    """of a run with styles: how near to the mean style, from 1 (as they are) to 0 (the mean)"""
+    space: Literal["z", "w"] = "z"
+    """z: on the way between latents; w: straight between styles, for a run with styles"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
+class Translate:
+    """Make images of one domain from images of the other, with a run of pix2pix or CycleGAN."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    images: Positional[str]
+    """an image, a folder or zip of images, or digits, photos or photos:held-out (64 of them)"""
+    out: Annotated[Path | None, _default("RUN/translated")] = None
+    """folder for a PNG per image, and sheet.png, which shows source and result side by side"""
+    back: bool = False
+    """the other way, from the target domain to the source (CycleGAN)"""
+    derive: bool = False
+    """first make sources of the images as training did: edges, noise, gray, inverted"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
+class Upscale:
+    """Enlarge images of any size with a run of super-resolution."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    images: Positional[str]
+    """an image, a folder or zip of images"""
+    out: Annotated[Path | None, _default("RUN/upscaled")] = None
+    """folder for a PNG per image, and sheet.png, which shows bicubic enlargement and result side by side"""
+    tile: int = 128
+    """pixels of the input that are enlarged at once; tiles overlap, so that none can be seen"""
+    weights: Literal["average", "live"] = "average"
+    """averaged weights, or those of the last step"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1"""
+
+
+@dataclass
+class Inpaint:
+    """Fill holes in images with a run of inpainting; what is known stays as it is."""
+
+    run: Positional[Path]
+    """run folder, or a checkpoint in it"""
+    images: Positional[str]
+    """an image, a folder or zip of images, or digits, photos or photos:held-out (64 of them)"""
+    mask: str = "box"
+    """box or free (drawn for each image), or an image file of the run's size whose white pixels are the hole"""
+    out: Annotated[Path | None, _default("RUN/inpainted")] = None
+    """folder for a PNG per image, and sheet.png, which shows hole, result and original side by side"""
+    seed: int = 0
+    """of the masks"""
     weights: Literal["average", "live"] = "average"
     """averaged weights, or those of the last step"""
     device: str = "auto"
@@ -194,4 +258,4 @@ class Bench:
     """auto, cpu, cuda, cuda:1"""
 
 
-Command = Train | Sample | Interpolate | Encode | Eval | Export | Pack | Doctor | Bench
+Command = Train | Sample | Interpolate | Translate | Upscale | Inpaint | Encode | Eval | Export | Pack | Doctor | Bench

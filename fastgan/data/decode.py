@@ -47,22 +47,26 @@ def _too_large(options: DataOptions) -> str:
 
 
 def decode(
-    stream: BinaryIO, options: DataOptions, *, place: float | None = None, full: bool = False
+    stream: BinaryIO, options: DataOptions, *, place: float | None = None, full: bool = False, half: str = ""
 ) -> tuple[Pixels, bool]:
     """The image as [size, size, channels] uint8, and whether it had to be enlarged. Raises BadImage.
 
+    half:  "left" or "right" of the file's picture, whose width must be even; "": all of it
     place: where the largest square lies, from 0 (left or top) to below 1; None: as `options.crop` says
     full:  decode every pixel of a large JPEG (see `_by_pillow`)
     """
+    full = full or bool(half)  # the border between two halves has to stay between two pixels
     data = read_jpeg(stream)
     pixels = None if data is None else _by_turbo(data, options, full)
     if pixels is None:
         stream.seek(0)
         image = _by_pillow(stream, options, full)
-    elif pixels.shape == options.shape:
+    elif pixels.shape == options.shape and not half:
         return pixels, False
     else:
         image = flatten(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), options.channels)
+    if half:
+        image = half_of(image, half)
     enlarged = min(image.size) < options.size
     return fit(image, options, place), enlarged
 
@@ -122,6 +126,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if transparent is not None:
         values[values == transparent] = 65535
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def decode_whole(stream: BinaryIO, options: DataOptions) -> Pixels:
+    """The image as large as it is, [H, W, channels] uint8, upright. Raises BadImage."""
+    pixels = np.asarray(_by_pillow(stream, options, full=True))
+    return pixels.reshape(*pixels.shape[:2], options.channels)
+
+
+def half_of(image: Image.Image, half: str) -> Image.Image:
+    """The "left" or "right" half. Raises BadImage for an odd width."""
+    if image.width % 2:
+        raise BadImage(f"is {image.width} pixels wide; two images side by side need an even width")
+    middle = image.width // 2
+    return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
 
 
 def _square(image: Image.Image, place: float | None) -> Image.Image:

@@ -167,14 +167,20 @@ class Feeder:
         self.device, self.dtype = torch.device(device), dtype
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches so far."""
-        self.kind = "resident" if _is_resident(kind, images, source, self.device) else images.kind
+        self.kind: str = images.kind
+        self._on_device: tuple[Tensor | None, Tensor | None] = (None, None)
+        if _is_resident(kind, images, source, self.device):
+            try:
+                self._on_device, self.kind = _upload(images, source, self.device), "resident"
+            except torch.OutOfMemoryError:  # somebody else took it meanwhile
+                if kind != "auto":
+                    raise
         order = Order(seed, len(images), batch, batch * world, mirror, len(source) if source else 0, aligned)
         order = replace(order, block=images.block, source_block=source.block if source else 0)
         self._plan = _Plan(images, source, order, self.kind == "resident")
         self._sample = first_sample + rank * batch
         self._staged: _Staged | BaseException | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._on_device = _upload(images, source, self.device) if self._plan.resident else (None, None)
         self._memory = _Memory()
         for _ in range(PREFETCH):
             self._plan.free.put(self._new_slot())
@@ -337,7 +343,10 @@ def _upload(images: ImageSet, source: ImageSet | None, device: torch.device) -> 
             whole[start : start + len(numbers)] = torch.from_numpy(one.read(numbers)).to(device)
         return whole
 
-    return upload(images), upload(source) if source is not None else None
+    uploaded = upload(images), upload(source) if source is not None else None
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # batches may be gathered on any stream
+    return uploaded
 
 
 def _produce(plan: _Plan, first: int) -> None:

@@ -10,7 +10,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +21,7 @@ from fastgan.data.image_set import Indices
 from fastgan.errors import FastganError
 
 MOST_BYTES = 512 << 20  # of one file; a 16-bit RGBA image of 64 megapixels, not compressed, takes as much
+TOO_LONG = f"is longer than {MOST_BYTES >> 20} MiB"
 # What zipfile raises for members that are damaged, encrypted (RuntimeError) or compressed in an unknown way.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError)
 
@@ -35,6 +36,7 @@ class Files:
     ignored: how many files of other kinds were passed over (hidden ones are not counted)
     at_once: `read`, where there is a faster way than `open`
     stamp: changes when an archive is written anew; "" for a folder
+    half: "left" or "right" where each file holds two images side by side and this one is meant
     labels, classes: as in ImageSet, where the source has labels of its own beside the images; else None and ()
     """
 
@@ -46,21 +48,23 @@ class Files:
     classes: tuple[str, ...] = ()
     stamp: str = ""
     at_once: Callable[[int], bytes] | None = None
+    half: str = ""
 
     def read(self, index: int) -> bytes:
-        """All bytes of a file, at most MOST_BYTES of them. Raises BadImage."""
+        """All bytes of a file. Raises BadImage, also for more than MOST_BYTES."""
         if self.at_once is not None:
             return self.at_once(index)
         with self.open(index) as stream:
-            return stream.read(MOST_BYTES)
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise BadImage(TOO_LONG)
+        return data
 
     def keep(self, kept: Indices) -> Files:
         """The files of numbers `kept`, in that order."""
         names = tuple(self.names[i] for i in kept)
         labels = None if self.labels is None else self.labels[kept]
-        return Files(
-            self.name, names, lambda i: self.open(int(kept[i])), self.ignored, labels, self.classes, self.stamp
-        )
+        return replace(self, names=names, open=lambda i: self.open(int(kept[i])), labels=labels, at_once=None)
 
     def classified(self) -> tuple[Indices | None, tuple[str, ...]]:
         """Labels [len(names)] and names of classes: its own, or those of the sub-folders."""
@@ -110,13 +114,27 @@ def list_folder(path: Path) -> Files:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
                     raise BadImage("is not a regular file")
-                return os.read(file, min(status.st_size, MOST_BYTES))
+                if status.st_size > MOST_BYTES:
+                    raise BadImage(TOO_LONG)
+                return os.read(file, status.st_size)
             finally:
                 os.close(file)
         except OSError as error:
             raise BadImage(f"cannot be opened ({error.strerror})") from error
 
     return Files(printable(root), tuple(names), open_file, ignored, at_once=read_file)
+
+
+def one_file(path: Path) -> Files:
+    """The image file `path` alone."""
+
+    def open_file(index: int) -> BinaryIO:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise BadImage(f"cannot be opened ({error.strerror})") from error
+
+    return Files(printable(str(path.parent)), (path.name,), open_file, 0)
 
 
 def list_zip(path: Path, *, max_bytes: float) -> Files:

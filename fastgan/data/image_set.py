@@ -115,6 +115,11 @@ def describe(
 
 
 def fingerprint(images: ImageSet) -> dict[str, object]:
-    """What tells one set of images from another: their number, and a hash of 16 spread over the set."""
+    """What tells one set of images from another: their number, and a hash of 16 spread over the set; of a set with a
+    source, that of both."""
     chosen = np.linspace(0, len(images) - 1, num=min(16, len(images))).astype(np.int64)
-    return {"images": len(images), "sha256": hashlib.sha256(images.read(chosen).tobytes()).hexdigest()}
+    mark: dict[str, object] = {
+        "images": len(images),
+        "sha256": hashlib.sha256(images.read(chosen).tobytes()).hexdigest(),
+    }
+    return mark | ({} if images.source is None else {"source": fingerprint(images.source)})

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fastgan.errors import FastganError, suggest
 
 CROPS = ("center", "none")
+PAIRS = ("", "side_by_side", "folders", "unpaired")
+DIRECTIONS = ("AtoB", "BtoA")
 FEEDERS = ("auto", "resident", "host")
 PILLOW_LIMIT = 178.0  # megapixels; above it Pillow itself refuses, as a decompression bomb
 
@@ -35,6 +37,13 @@ class DataOptions:
 
     crop: str = "center"
     """"center": the largest centred square, resized. "none": all of the image, squeezed into a square."""
+
+    pairs: str = ""
+    """Images to translate from: "" (none), "side_by_side" (each file holds a pair, A left and B right), "folders"
+    (A/ and B/, partners by name) or "unpaired" (A/ and B/, independent); or of trainA/ and trainB/."""
+
+    direction: str = "AtoB"
+    """Of pairs: "AtoB" translates A into B, "BtoA" the other way."""
 
     classes: int = 0
     """Number of classes; 0: as many as the set has. A run fills it in."""
@@ -71,6 +80,11 @@ class DataOptions:
             raise FastganError(f"data.feeder: unknown way {self.feeder!r}{suggest(self.feeder, FEEDERS)}")
         if self.crop not in CROPS:
             raise FastganError(f"data.crop: unknown crop {self.crop!r}{suggest(self.crop, CROPS)}")
+        for name, known in (("pairs", PAIRS), ("direction", DIRECTIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                kinds = " or ".join(repr(kind) for kind in known)
+                raise FastganError(f"data.{name}: expected {kinds}, got {value!r}{suggest(value, known)}")
         for name, valid, expected in (
             ("size", 4 <= self.size <= 4096, "pixels from 4 to 4096"),
             ("channels", self.channels in (1, 3), "1 or 3"),

@@ -77,7 +77,10 @@ def sqrtm_trace(cov1: Any, cov2: Any, method: Method = "auto") -> Any:
             f"leading dimensions of cov1 {list(first.shape)} and cov2 {list(second.shape)} do not broadcast; "
             "make them equal"
         ) from None
-    value = root_norm(factor(first, "cov1"), second, "cov2", method).value
+    # Products of extreme numbers would underflow or overflow where their roots do not.
+    sizes = [size if size > 0 and not 1e-60 < size < 1e60 else 1.0 for size in map(largest_variance, (first, second))]
+    first, second = (cov if size == 1 else cov / size for cov, size in zip((first, second), sizes, strict=True))
+    value = root_norm(factor(first, "cov1"), second, "cov2", method).value * (sizes[0] ** 0.5 * sizes[1] ** 0.5)
     if not value.dim():
         return float(value)
     return value if isinstance(cov1, Tensor) or isinstance(cov2, Tensor) else value.numpy()
@@ -257,7 +260,7 @@ def by_polar_factor(product: Tensor) -> NuclearNorm:
 
 def covariance(name: str, value: Any) -> Tensor:
     """`value` [..., d, d] as an fp64 tensor that is exactly symmetric; refuses what cannot be a covariance."""
-    given = torch.as_tensor(value)
+    given = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))  # a list in fp64
     if given.is_complex() or given.dim() < 2 or given.shape[-1] != given.shape[-2] or not given.shape[-1]:
         raise FastganError(f"{name}: expected real square matrices [..., d, d], got {given.dtype} {list(given.shape)}")
     matrix = given.detach().double()
@@ -278,6 +281,11 @@ def covariance(name: str, value: Any) -> Tensor:
     if low < 0:
         raise FastganError(f"{name}: expected variances >= 0 on the diagonal, got {low:.3g}")
     return (matrix + matrix.mT) / 2 if asymmetry else matrix
+
+
+def largest_variance(cov: Tensor) -> float:
+    """On the diagonals of [..., d, d]: the largest entry of any that is positive semi-definite."""
+    return float(cov.diagonal(dim1=-2, dim2=-1).amax()) if cov.numel() else 0.0
 
 
 def asymmetry_of(matrix: Tensor) -> Tensor:

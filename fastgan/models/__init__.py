@@ -2,10 +2,29 @@
 
 from fastgan.models.dcgan import DCGAN
 from fastgan.models.dense import Dense
+from fastgan.models.patch_critic import PatchCritic
 from fastgan.models.r3gan import R3GAN
 from fastgan.models.resnet import ResNet
+from fastgan.models.resnet_translator import ResNetTranslator
+from fastgan.models.srresnet import SRCritic, SRResNet
+from fastgan.models.stylegan2 import StyleGAN2
+from fastgan.models.unet import UNet
 
-NETWORKS = {"dcgan": DCGAN, "dense": Dense, "r3gan": R3GAN, "resnet": ResNet}
+NETWORKS = {"dcgan": DCGAN, "dense": Dense, "r3gan": R3GAN, "resnet": ResNet, "stylegan2": StyleGAN2}
 """Name -> family. A new family is its file, its test and its line here."""
 
-__all__ = ["DCGAN", "NETWORKS", "R3GAN", "Dense", "ResNet"]
+# Networks from images to images, and their critics: `translator`, `upscaler`, `critic`.
+
+__all__ = [
+    "DCGAN",
+    "NETWORKS",
+    "R3GAN",
+    "Dense",
+    "PatchCritic",
+    "ResNet",
+    "ResNetTranslator",
+    "SRCritic",
+    "SRResNet",
+    "StyleGAN2",
+    "UNet",
+]

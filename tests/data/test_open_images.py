@@ -61,7 +61,7 @@ def tiny(folder: Path) -> Path:
             [
                 "missing'",
                 "No such file or directory",
-                "give a folder of images, a .zip or .tar of one, a pack, 'digits' or",
+                "give a folder of images, a .zip or .tar of one, a pack, 'digits' or 'photos'",
             ],
         ),
         (empty, ["no PNG, JPEG or WebP images", "at least 2 images"]),

@@ -133,6 +133,14 @@ def test_a_product_far_below_its_factors_is_not_taken_for_precise() -> None:
     assert float(norm.error) > abs(float(norm.value) - np.sqrt(first * second).sum())
 
 
+@pytest.mark.parametrize(("one", "other"), [(1e-300, 1e-300), (1e300, 1e-300), (1e200, 1e200), (1e-120, 1.0)])
+def test_trace_of_extreme_covariances(one: float, other: float) -> None:
+    x, y = cov(centred(50, 16, 0)), cov(centred(50, 16, 1))
+    want = sqrtm_trace(x, y) * np.sqrt(one) * np.sqrt(other)
+    for method in METHODS:
+        assert sqrtm_trace(x * one, y * other, method) == pytest.approx(want, rel=1e-11)  # type: ignore[arg-type]
+
+
 def test_estimates_bound_the_error_and_auto_falls_back() -> None:
     scale = np.geomspace(1, 1e-10, 48)
     want = scale.sum()

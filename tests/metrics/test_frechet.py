@@ -52,6 +52,7 @@ def test_against_scipy_and_singular_values(d: int) -> None:
     assert got == pytest.approx(exact(x, y), rel=1e-11)
     assert frechet_distance(*(torch.from_numpy(v) for v in (m, s, n, t))) == pytest.approx(got, rel=1e-13)
     assert of(x).frechet_distance(of(y)) == pytest.approx(got, rel=1e-11)
+    assert frechet_distance(m.tolist(), s.tolist(), n.tolist(), t.tolist()) == pytest.approx(got, rel=1e-13)
     if d <= 64:
         old = ((m - n) ** 2).sum() + np.trace(s + t) - 2 * scipy.linalg.sqrtm(s @ t).trace().real
         assert got == pytest.approx(old, rel=1e-8)

@@ -260,7 +260,8 @@ def test_places_that_are_none(tmp_path: Path) -> None:
         Mirror("nowhere://x")
     Mirror(f"file://{tmp_path}/nothing").fetch(tmp_path / "there", print)
     assert not (tmp_path / "there").exists()
-    assert folder.find_checkpoint(tmp_path / "out", "auto", print, f"file://{tmp_path}/nothing") is None
+    folder.fetch_copy(tmp_path / "out", "auto", f"file://{tmp_path}/nothing", print)
+    assert folder.find_checkpoint(tmp_path / "out", "auto", print) is None
     with pytest.raises(FastganError, match="has no checkpoint"):
         folder.find_checkpoint(tmp_path / "out", f"file://{tmp_path}/nothing", print)
 
@@ -269,10 +270,14 @@ def test_a_run_that_lost_its_disk_goes_on_from_the_copy(tmp_path: Path, url: str
     out = tmp_path / "out"
     saved_steps(out / "checkpoints", url, 1, 2)
     for how, other in (("auto", tmp_path / "new"), (url, tmp_path / "branch")):
-        found = folder.find_checkpoint(other, how, print, url if how == "auto" else "")
-        assert value_of(found) == 2.0
+        (other / "checkpoints" / ".tmp-fetched-step-2").mkdir(parents=True)  # of a start that was killed
+        folder.fetch_copy(other, how, url if how == "auto" else "", print)
+        assert value_of(folder.find_checkpoint(other, how, print)) == 2.0
     saved_steps(out / "checkpoints", "", 3)
-    assert value_of(folder.find_checkpoint(out, "auto", print, url)) == 3.0  # what is here comes first
+    said: list[str] = []
+    folder.fetch_copy(out, url, "", said.append)
+    assert value_of(folder.find_checkpoint(out, "auto", print)) == 3.0  # what is here comes first
+    assert said == [f"{out} holds a run already: going on with it, not with {url}"]
 
 
 # ---- one run per folder

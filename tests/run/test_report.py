@@ -267,3 +267,27 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_report(run, monkeypatch):
     with pytest.raises(FastganError, match=r"cannot write .*report.html: no space left on device"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
+
+
+def test_where_the_time_goes(run):
+    text = page_of(run).text
+    assert "Where the time goes Part Share A step In all critic's turn 75.0% " in text
+    assert "waiting for data 6.2% " in text
+    assert "checkpoints 18.8% " in text
+
+
+def test_rejects_are_named(run):
+    about = {
+        "data": "set",
+        "feeder": "memory-mapped <b>",
+        "rejected": 30,
+        "left_out": [f"{i}.png is <bad>" for i in range(25)],
+    }
+    (run / "about.json").write_text(json.dumps(about))
+    text = page_of(run).text
+    assert "Way to the device memory-mapped <b> Speed when asked 654,321 images/s" in text
+    assert "Rejected 30 images 0.png is <bad>" in text
+    assert "19.png is <bad> and 10 more" in text
+    assert "20.png" not in text
+    (run / "about.json").write_text(json.dumps({"data": "set", "rejected": "many", "left_out": 3}))
+    assert "Rejected" not in page_of(run).text

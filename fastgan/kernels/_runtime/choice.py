@@ -34,6 +34,7 @@ GPU_KERNELS = {
     "counter_noise": "CUDA C++",
     "ingest": "CUDA C++",
     "masked_act": "Triton",
+    "modulated_act": "Triton",
     "symmetric_product": "CUDA C++",
 }
 GPU_ONLY = ("symmetric_product",)  # on a CPU the library's matrix product is the fastest there is
