@@ -122,7 +122,7 @@ def style_path_images(
         styles = system.styles(players, latents.to(dtype))
         t = torch.arange(frames, dtype=dtype, device=styles.device)[None, :, None] / frames
         path = torch.lerp(styles[:, None], styles.roll(-1, 0)[:, None], t).flatten(0, 1)
-        return torch.cat([system.from_styles(players, part) for part in path.split(batch)]).clamp(-1, 1)
+        return torch.cat([system.from_styles(players, part) for part in torch.split(path, batch)]).clamp(-1, 1)
 
 
 def load_players(

@@ -24,7 +24,8 @@ CHOSEN = [name for name in PRESETS if ALL or name in FEW]
 
 
 def configs() -> dict[str, Config]:
-    presets = {name: smallest(name, batch=4) for name in CHOSEN}
+    # With batches of 4, BEGAN's autoencoder and batch normalisation blow rounding up to 1e-8 in 20 steps.
+    presets = {name: smallest(name, batch=16 if name == "digits-began" else 4) for name in CHOSEN}
     return presets | {COUPLED: smallest("dcgan-64", batch=4, r1=0.5, wgan_gp=1.0)}
 
 
@@ -76,11 +77,29 @@ def test_two_ranks_are_one(preset: str, results: tuple[dict[str, Tensor], list[d
     for key in mine:
         assert torch.equal(first[key], second[key]), key
         assert one[key].shape == first[key].shape
-        error = (one[key] - first[key]).double().norm() / one[key].double().norm().clamp(min=1)
-        if "/gradients/" in key:
-            error = (one[key] - first[key]).norm() / one[key].norm()
-            assert one[key].dtype == torch.float32
-            assert error < 1e-5, f"{key} differs by {error:.1e}"
-        else:
-            assert error < 1e-10, f"{key} differs by {error:.1e}"
+        if not one[key].is_floating_point():
+            assert torch.equal(one[key], first[key]), key
+    files = dict.fromkeys(key.rpartition("/")[0] for key in mine)
+    for file in files:
+        bound = 1e-5 if file.endswith("/gradients") else 1e-10
+        theirs = groups_of(file, first)
+        for name, ours in groups_of(file, one).items():
+            error = (ours - theirs[name]).norm() / ours.norm().clamp(min=1e-30)
+            assert error < bound, f"{file}: {name} differs by {error:.1e} of its norm"
     assert one[f"{preset}/counters/skipped"].sum() == 0
+
+
+def groups_of(file: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All floating-point numbers of a file, as one vector: of networks' weights, of one kind of moments, or one by one.
+
+    A bias in front of a normalisation has no gradient but rounding, of which Adam makes steps of 1e-10, on one rank
+    too: it has no digits of its own to compare, but is part of the player.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for key, tensor in results.items():
+        if key.rpartition("/")[0] == file and tensor.is_floating_point():
+            name = key.rpartition("/")[2]
+            kind = name.partition(".")[0] if file.endswith(".optimizer") else ""
+            kind = name if file.endswith(("/statistics", "/gradients")) else kind
+            parts.setdefault(kind, []).append(tensor.double().reshape(-1))
+    return {kind: torch.cat(tensors) for kind, tensors in parts.items()}

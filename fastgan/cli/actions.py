@@ -153,8 +153,19 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     c = command
-    styles = {"truncation": c.truncation, "space": c.space}
-    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say, **styles)
+    draw(
+        c.run,
+        c.seeds,
+        c.labels,
+        c.frames,
+        c.out,
+        c.fps,
+        c.weights,
+        c.device,
+        say,
+        truncation=c.truncation,
+        space=c.space,
+    )
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,15 +134,16 @@ def check_modulated_act(device: torch.device) -> int:
         sizes = ((n, c), (n, 1, h, w), (), (c,))
         vectors = [random(size, device, torch.float32, 2 + seed) for seed, size in enumerate(sizes)]
         for what, (slope, gain) in {"layer": (0.2, 2**0.5), "modulate": (1.0, 1.0)}.items():
-            given: list[Tensor | None] = [x, *vectors] if what == "layer" else [x, vectors[0], None, None, None]
+            given: list[Any] = [x, *vectors] if what == "layer" else [x, vectors[0], None, None, None]
             doubled = [None if t is None else t.double() for t in given]
             runs: list[tuple[Tensor, ...]] = []
+            run: Any
             for tensors, g, run in (
                 (given, grad, torch.ops.fastgan.modulated_act_backward),
                 (given, grad, modulated_act.reference_backward),
                 (doubled, grad.double(), modulated_act.reference_backward),
             ):
-                act = torch.ops.fastgan.modulated_act if not runs else modulated_act.reference
+                act: Any = torch.ops.fastgan.modulated_act if not runs else modulated_act.reference
                 runs.append((act(*tensors, slope, gain), *run(g, *tensors, slope, gain)))
             for name, made, library, exact in zip(("output", "dx", "sums"), *runs, strict=True):
                 fp32 = SUMS if name == "sums" else 1e-5

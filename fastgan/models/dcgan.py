@@ -64,10 +64,9 @@ class DCGAN:
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S] in (-1, 1). FastganError for sizes that are not 16, 32, ..., 512."""
         widths = self._widths(image, self.generator_width)
-        options = {"norm": self.generator_norm, "attention": self.attention}
+        plain = Generator(latent, widths, image.channels, norm=self.generator_norm, attention=self.attention)
         if not self.multi_scale:
-            return fuse(Generator(latent, widths, image.channels, **options))
-        plain = Generator(latent, widths, image.channels, **options)
+            return fuse(plain)
         blocks = [fuse(block) for block in plain.blocks]  # each by itself: their results are looked at one by one
         return MultiScaleGenerator(blocks, widths, image.channels, plain.to_image)
 
@@ -81,14 +80,14 @@ class DCGAN:
         if self.multi_scale:
             raise FastganError("DCGAN: multi_scale has no labels inside; set it to false, or labels to 'concatenation'")
         widths, classes = self._widths(image, self.generator_width), image.classes
-        options = {"norm": self.generator_norm, "attention": self.attention}
-        return fuse(Generator(latent, widths, image.channels, **options, classes=classes))
+        norm, attention = self.generator_norm, self.attention
+        return fuse(Generator(latent, widths, image.channels, norm=norm, attention=attention, classes=classes))
 
     def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
         """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes that are not 16, 32, ..., 512."""
         widths, small = self._widths(image, self.critic_width)[::-1], image.channels if self.multi_scale else 0
-        options = {"norm": self.critic_norm, "outputs": outputs, "attention": self.attention, "small": small}
-        plain = Critic(image.channels, widths, **options)
+        norm, attention = self.critic_norm, self.attention
+        plain = Critic(image.channels, widths, norm=norm, outputs=outputs, attention=attention, small=small)
         return MultiScaleCritic([fuse(b) for b in plain.blocks], plain.to_logit) if small else fuse(plain)
 
     def _widths(self, image: ImageShape, width: int) -> list[int]:

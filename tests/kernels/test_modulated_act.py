@@ -48,7 +48,9 @@ def assert_near(ours: Tensor, theirs: Tensor, exact: Tensor, fp32: float) -> Non
 
 # Large cases in the two types that training uses.
 CASES_AND_TYPES = [
-    (case, dtype) for case, dtype in product(CASES, DTYPES) if "2-64" not in case or dtype in (DTYPES[0], DTYPES[2])
+    pytest.param(case, dtype, marks=pytest.mark.long if "16x16" in case else ())
+    for case, dtype in product(CASES, DTYPES)
+    if "2-64" not in case or dtype in (DTYPES[0], DTYPES[2])
 ]
 
 

@@ -143,7 +143,10 @@ def test_a_multi_scale_critic_goes_through_the_sweep_exactly() -> None:
         torch.testing.assert_close(swept, exact, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{"multi_scale": True}, {"attention": 8}], ids=["multi-scale", "attention"])
+LEARNERS = [pytest.param({"multi_scale": True}, id="multi-scale"), pytest.param({"attention": 8}, id="attention")]
+
+
+@pytest.mark.parametrize("options", LEARNERS)
 def test_dcgan_with_an_option_learns_where_the_light_is(options: dict[str, object]) -> None:
     """Images 16x16 that are bright on the left or on the right: so are its own, of both kinds, after 100 steps."""
     config = narrow("dcgan-64", batch=8, loss="relativistic", r1=0.1, r2=0.1)
