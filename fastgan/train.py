@@ -363,7 +363,8 @@ def _draw_fakes(run: _Run) -> Path:
     count = run.config.output.grid_images
     run.pictured = run.pictured or picture_batch(run.images, range(count), run.state.device)
     images = draw_pictures(run.config.system, run.state.averages, run.pictured)
-    return save_png(grid(images, columns=_columns(run.config, count)), _fakes_path(run))
+    square = max(1, count * images.shape[2] // images.shape[3])  # several side by side take the place of several
+    return save_png(grid(images, columns=_columns(run.config, square)), _fakes_path(run))
 
 
 def _fakes_path(run: _Run) -> Path:
