@@ -1,7 +1,9 @@
 # fastgan: the commands of its developers and of whoever tries it.
 #   make demo    train on 1,797 handwritten digits on the CPU, in minutes, from nothing
 #   make test    everything that CI runs; K=name for the tests that match a name
+#   make soak    50 kills of a run, and of packing, at random moments and in every stage of a checkpoint; half an hour
 #   make bench   side by side with plain PyTorch; K=name for one subject
+#   make gallery train every system for minutes on the CPU, and put their pictures into docs/gallery.md
 #   make gpu     on a machine with a GPU: build, test, measure, with the Python that is there; K='build bench_sweep'
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -15,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
 
-.PHONY: demo test check bench gpu clean install
+.PHONY: demo test check soak gallery bench gpu clean install
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -42,6 +44,12 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py
+
+soak: $(STAMP)
+	$(BIN)/python tests/soak.py --kills 50
+
+gallery: $(STAMP)
+	$(BIN)/python tools/gallery.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks $(if $(K),-k "$(K)")

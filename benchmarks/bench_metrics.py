@@ -1,16 +1,12 @@
 """Metrics against their public implementations, on seeded features shaped like a network's (2048 per sample).
 
-Where a package is not installed its few library calls are made here in the same way: of torch-fidelity (KID in NumPy),
-torchmetrics (KID in PyTorch, trace by eigenvalues), prdc (scikit-learn's distances), the authors' PRD (scikit-learn's
-mini-batch k-means) and pytorch-fid (SciPy's matrix root). All of them get all threads.
+The public ones are in metric_rivals.py; the trace by eigenvalues is as in torchmetrics, SciPy's root as in pytorch-fid.
+All of them get all threads.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,51 +14,21 @@ import pytest
 import scipy.linalg
 import torch
 
+from benchmarks import metric_rivals as rivals
+from benchmarks.metric_rivals import (
+    OURS,
+    OURS_ONCE,
+    features,
+    kid_by_numpy,
+    kid_by_torch,
+    prd_by_scikit_learn,
+    prdc_by_fastgan,
+    prdc_by_scikit_learn,
+)
 from fastgan import metrics
-from fastgan.metrics.prd_curve import curves, f_pair
+from fastgan.kernels.symmetric_eigenvalues import CASES, reference, symmetric_eigenvalues
 
 Array = np.ndarray[Any, Any]
-D = 2048
-
-
-@cache
-def features(seed: int, n: int, d: int = D) -> Array:
-    """[n, d] fp32, positive, with a decaying spectrum. Condition of the covariance of 5,000 at 2048: about 1e6."""
-    directions = np.random.default_rng(77).standard_normal((64, d)) * np.linspace(0.1, 0.01, 64)[:, None]
-    rng = np.random.default_rng([seed, n, d])
-    weights = rng.standard_normal((n, 64), dtype="float32") + np.float32(0.1 * seed)
-    noise = rng.standard_normal((n, d), dtype="float32") * np.linspace(0.3, 0.01, d, dtype="float32")
-    return 0.35 * np.exp(weights @ directions.astype("float32") + noise)
-
-
-def kid_by_numpy(real: Array, fake: Array, subsets: int = 100, size: int = 1000) -> float:
-    """As torch-fidelity 0.4.0; NumPy computes x @ x.T by half of the multiplications."""
-
-    def kernel(x: Array, y: Array) -> Array:
-        return (np.matmul(x, y.T) * (1.0 / x.shape[1]) + 1.0) ** 3
-
-    rng, scores = np.random.RandomState(2020), []
-    for _ in range(subsets):
-        x, y = fake[rng.choice(len(fake), size, replace=False)], real[rng.choice(len(real), size, replace=False)]
-        xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-        within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
-        scores.append(within / (size * (size - 1)) - 2 * xy.sum() / size**2)
-    return float(np.mean(scores))
-
-
-def kid_by_torch(real: torch.Tensor, fake: torch.Tensor, subsets: int = 100, size: int = 1000) -> float:
-    """As torchmetrics 1.9.0, whose subsets are other ones."""
-
-    def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (x @ y.T * (1.0 / x.shape[1]) + 1.0) ** 3
-
-    scores = []
-    for _ in range(subsets):
-        x, y = (z[torch.randperm(len(z))[:size]] for z in (real, fake))
-        xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-        within = xx.sum() - xx.diagonal().sum() + yy.sum() - yy.diagonal().sum()
-        scores.append(within / (size * (size - 1)) - 2 * xy.sum() / size**2)
-    return float(torch.stack(scores).mean())
 
 
 @pytest.mark.timeout(1800)
@@ -85,43 +51,11 @@ def test_kid(n, ratio, device):
     )
 
 
-def prdc_by_scikit_learn(real: Array, fake: Array, k: int = 5) -> dict[str, float]:
-    """The package prdc 0.2, or what it calls."""
-    try:
-        from prdc import compute_prdc
-    except ImportError:
-        from sklearn.metrics import pairwise_distances
-
-        def distances(x: Array, y: Array) -> Array:
-            return pairwise_distances(x, y, metric="euclidean", n_jobs=8)
-
-        def radii(x: Array) -> Array:
-            square = distances(x, x)
-            nearest = np.argpartition(square, k + 1, axis=-1)[..., : k + 1]
-            return np.take_along_axis(square, nearest, axis=-1).max(axis=-1)
-
-        of_real, of_fake, across = radii(real), radii(fake), distances(real, fake)
-        inside = across < of_real[:, None]
-        return {
-            "precision": float(inside.any(0).mean()),
-            "recall": float((across < of_fake).any(1).mean()),
-            "density": float(inside.sum(0).mean() / k),
-            "coverage": float((across.min(1) < of_real).mean()),
-        }
-    with contextlib.redirect_stdout(io.StringIO()):
-        return {name: float(value) for name, value in compute_prdc(real, fake, k).items()}
-
-
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("n", [2000, 10_000])
 def test_prdc(n, ratio, device):
     real, fake = features(1, n), features(2, n)
     x, y = (torch.from_numpy(z).to(device) for z in (real, fake))
-
-    def ours() -> dict[str, Any]:
-        rule = metrics.Rule(5, inclusive=False)
-        first, second = metrics.prdc(x, y, precision=rule, density=rule)
-        return {**first.values, **second.values}
 
     want = prdc_by_scikit_learn(real[:2000], fake[:2000])
     few = metrics.prdc(x[:2000], y[:2000], precision=metrics.Rule(5, inclusive=False))
@@ -131,22 +65,11 @@ def test_prdc(n, ratio, device):
     ratio(
         "metrics",
         f"precision, recall, density, coverage, {n} + {n} samples",
-        {"fastgan": ours, "prdc's (scikit-learn)": lambda: prdc_by_scikit_learn(real, fake)},
-        ours="fastgan",
-        rounds=5,
+        {OURS: lambda: prdc_by_fastgan(x, y), rivals.PRDC: lambda: prdc_by_scikit_learn(real, fake)},
+        ours=OURS,
+        rounds=5 if n < 10_000 else 3,
+        memory=rivals.peaks("prdc", n, device),
     )
-
-
-def prd_by_scikit_learn(real: Array, fake: Array, runs: int) -> tuple[float, float]:
-    """As its authors' code: clusters of both sets together, mean of the curves over the runs."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    p, q = [], []
-    for run in range(runs):
-        labels = MiniBatchKMeans(n_clusters=20, n_init=10, random_state=run).fit(np.vstack((fake, real))).labels_
-        q.append(np.bincount(labels[: len(fake)], minlength=20) / len(fake))
-        p.append(np.bincount(labels[len(fake) :], minlength=20) / len(real))
-    return f_pair(*(curve.mean(0) for curve in curves(np.array(p), np.array(q))))
 
 
 @pytest.mark.timeout(1800)
@@ -162,12 +85,13 @@ def test_prd(n, ratio, device):
         "metrics",
         f"PRD, {n} + {n} samples",
         {
-            "fastgan, one run": lambda: metrics.prd(x, y, runs=1),
+            OURS_ONCE: lambda: metrics.prd(x, y, runs=1),
             "fastgan, ten runs": lambda: metrics.prd(x, y, runs=10),
-            "scikit-learn's mini-batch k-means, one run": lambda: prd_by_scikit_learn(real, fake, 1),
+            rivals.PRD: lambda: prd_by_scikit_learn(real, fake, 1),
         },
-        ours="fastgan, one run",
-        rounds=5,
+        ours=OURS_ONCE,
+        rounds=5 if n < 10_000 else 3,
+        memory=rivals.peaks("prd", n, device),
     )
 
 
@@ -234,4 +158,21 @@ def test_few_samples(ratio, device):
         ours="fastgan, features kept",
         rounds=5,
         notes={"SciPy's distance": f"off by {off:.1e}, ours by {abs(ours() - want):.1e}, of {want:.2f}"},
+    )
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", ["2048 features", "1000 samples"])
+def test_symmetric_eigenvalues(case, ratio, device):
+    """The part of the trace that is no product of matrices; on a GPU both candidates are the library's."""
+    m = torch.randn(CASES[case], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    m = m + m.mT
+    exact = reference(m)
+    assert (symmetric_eigenvalues(m) - exact).abs().max() < 1e-12 * exact.abs().max()
+    ratio(
+        "metrics",
+        f"eigenvalues of a symmetric matrix, {case}",
+        {"fastgan": lambda: symmetric_eigenvalues(m), "torch.linalg.eigvalsh": lambda: reference(m)},
+        ours="fastgan",
+        rounds=9,
     )

@@ -86,12 +86,16 @@ class Comparison:
         seconds = bench.measure(candidates, device=self.device, rounds=rounds, budget=self.config.getoption("--budget"))
         seconds = {name: [float(f"{s:.5g}") for s in times] for name, times in seconds.items()}
         result = bench.Case(case, ours, seconds, bytes, flops, dict(memory or {}), dict(notes or {}))
-        self.config.stash[CASES].setdefault(subject, []).append(result)
-        if self.config.getoption("--save-results"):  # now, so that a run that is stopped keeps what it has
-            result_of(self.config, subject).save(Path(self.config.getoption("--results")))
+        self.keep(subject, result)
         ratios = {name: str(result.ratio(name)) for name in candidates if name != ours}
         self.store(candidates[ours], {"case": case, "ratios": ratios, "seconds": seconds})
         return result
+
+    def keep(self, subject: str, result: bench.Case) -> None:
+        """An outcome that was timed in another way."""
+        self.config.stash[CASES].setdefault(subject, []).append(result)
+        if self.config.getoption("--save-results"):  # now, so that a run that is stopped keeps what it has
+            result_of(self.config, subject).save(Path(self.config.getoption("--results")))
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@
 #include "fold.h"
 #include "ingest.h"
 #include "masked_act.h"
+#include "modulated_act.h"
 #include "norm_act.h"
+#include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
 
 namespace py = pybind11;
@@ -25,7 +27,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 5;
+constexpr int kAbi = 6;
 
 template <typename T>
 T* at(Address address) {
@@ -96,6 +98,36 @@ Ingest ingest(Address pixels, Address flip, const std::array<int64_t, 4>& sizes,
 MaskedAct masked_act(const std::array<Address, 5>& a, const std::array<int64_t, 4>& sizes, double slope) {
   return {at<const void>(a[0]), at<void>(a[1]), at<uint8_t>(a[2]), at<const void>(a[3]), at<const void>(a[4]),
           sizes[0],             sizes[1],       sizes[2],          sizes[3],             slope};
+}
+
+// ---- modulated_act
+
+// Addresses: x, scale, noise, strength, bias. Sizes: samples, channels, pixels. Flags: channels_last, shared_noise.
+ModulatedAct modulated_act(const std::array<Address, 5>& a, const std::array<int64_t, 3>& sizes,
+                           const std::array<bool, 2>& flags, double slope, double gain) {
+  return {at<const void>(a[0]), at<const void>(a[1]), at<const void>(a[2]), at<const void>(a[3]),
+          at<const void>(a[4]), sizes[0],             sizes[1],             sizes[2],
+          flags[0],             flags[1],             slope,                gain};
+}
+
+void define_modulated_act_cpu(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> released;
+  py::class_<ModulatedAct>(m, "ModulatedAct")
+      .def(py::init(&modulated_act), py::arg("addresses"), py::arg("sizes"), py::arg("flags"), py::arg("slope"),
+           py::arg("gain"));
+  m.def(
+      "modulated_act_cpu",
+      [](const ModulatedAct& act, int type, Address out, int threads) {
+        fastgan_modulated_act_cpu(&act, ModulatedActType(type), at<void>(out), threads);
+      },
+      released, py::arg("act"), py::arg("type"), py::arg("out"), py::arg("threads"));
+  m.def(
+      "modulated_act_backward_cpu",
+      [](const ModulatedAct& act, int type, Address grad, Address dx, Address sums, int threads) {
+        fastgan_modulated_act_backward_cpu(&act, ModulatedActType(type), at<const void>(grad), at<void>(dx),
+                                           at<void>(sums), threads);
+      },
+      released, py::arg("act"), py::arg("type"), py::arg("grad"), py::arg("dx"), py::arg("sums"), py::arg("threads"));
 }
 
 // ---- norm_act
@@ -291,6 +323,16 @@ PYBIND11_MODULE(_C, m) {
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
 
+  m.def(
+      "symmetric_eigenvalues_cpu",
+      [](Address a, Address values, int64_t n, int64_t stride, int threads) {
+        const SymmetricEigenvalues of = {at<double>(a), n, stride, at<double>(values)};
+        return fastgan_symmetric_eigenvalues_cpu(&of, threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("a"), py::arg("values"), py::arg("n"), py::arg("stride"),
+      py::arg("threads"));
+
+  define_modulated_act_cpu(m);
   define_norm_act_cpu(m);
 
 #ifdef FASTGAN_CUDA

@@ -37,8 +37,8 @@ def prepare_device(config: Config, ranks: Ranks = ALONE) -> torch.device:
     return pick_device(ranks.device_name(config.device))
 
 
-def build_state(config: Config, device: torch.device) -> TrainState:
-    """Fresh players and optimisers of a config."""
+def build_state(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TrainState:
+    """Fresh players and optimisers of a config, with weights in `dtype`."""
     return new_state(
         config.system,
         config.shape,
@@ -46,6 +46,7 @@ def build_state(config: Config, device: torch.device) -> TrainState:
         config.averaging,
         seed=config.seed,
         device=device,
+        dtype=dtype,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +50,19 @@ class Recipe:
     critic_steps: int = 1
 
 
-def tidy(generator: nn.Module, average: nn.Module, critic: nn.Module, recipe: Recipe) -> Loop:
+def tidy(
+    generator: nn.Module,
+    average: nn.Module,
+    critic: nn.Module,
+    recipe: Recipe,
+    gradients: Callable[..., Sequence[Tensor]] | None = None,
+) -> Loop:
     """A careful user's loop.
 
     Fakes made once for both players, critic frozen in the generator's turn, fused Adam, gradients set to
     None, moving average in one call, nothing read back from the device.
+
+    gradients: the critic's, of (x, fakes, strength, epsilon) as in `objective`; None: by backward()
     """
     options: Any = {"lr": recipe.lr, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps, "fused": True}
     critic_adam = torch.optim.Adam(critic.parameters(), **options)
@@ -70,17 +78,20 @@ def tidy(generator: nn.Module, average: nn.Module, critic: nn.Module, recipe: Re
             with torch.set_grad_enabled(number == count - 1):  # the last fakes serve the generator too
                 fakes = generator(z)
             critic_adam.zero_grad(set_to_none=True)
-            real, r1 = logits_and_penalty(critic, x, strength * recipe.r1)
-            fake, r2 = logits_and_penalty(critic, fakes.detach(), strength * recipe.r2)
-            between = interpolate_penalty(critic, x, fakes.detach(), strength * recipe.wgan_gp, weight)
-            torch.autograd.backward(critic_loss(recipe, real, fake) + r1 + r2 + between)
+            if gradients is None:
+                torch.autograd.backward(objective(critic, recipe, x, fakes.detach(), strength, weight))
+            else:
+                found = gradients(x, fakes.detach(), strength, weight)
+                for parameter, grad in zip(critic.parameters(), found, strict=True):
+                    # Fused Adam walks both as they lie in memory, and autograd.grad has any layout.
+                    same = grad.stride() == parameter.stride()
+                    parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
             critic_adam.step()
 
         critic.requires_grad_(False)
         generator_adam.zero_grad(set_to_none=True)
-        if recipe.loss == "relativistic":
-            with torch.no_grad():
-                real = critic(x)
+        with torch.no_grad():
+            real = critic(x) if recipe.loss == "relativistic" else x  # where it is not read
         torch.autograd.backward(generator_loss(recipe, real, critic(fakes)))
         generator_adam.step()
         critic.requires_grad_(True)
@@ -89,6 +100,50 @@ def tidy(generator: nn.Module, average: nn.Module, critic: nn.Module, recipe: Re
             torch._foreach_lerp_(averages, values, 1 - recipe.decay)
 
     return loop
+
+
+def objective(
+    critic: nn.Module, recipe: Recipe, x: Tensor, fakes: Tensor, strength: int, epsilon: Tensor | None
+) -> Tensor:
+    """The critic's loss and its penalties, those `strength` times as strong."""
+    real, r1 = logits_and_penalty(critic, x, strength * recipe.r1)
+    fake, r2 = logits_and_penalty(critic, fakes, strength * recipe.r2)
+    between = interpolate_penalty(critic, x, fakes, strength * recipe.wgan_gp, epsilon)
+    return critic_loss(recipe, real, fake) + r1 + r2 + between
+
+
+# What torch.compile can be given, best first; it does not differentiate twice what is compiled network by network.
+ARRANGEMENTS = ("generator + critic", "generator + critic's step", "generator")
+
+
+def compiled_loop(
+    what: str, generator: nn.Module, average: nn.Module, critic: nn.Module, recipe: Recipe, device: str
+) -> Loop:
+    """`tidy` with one of ARRANGEMENTS, or "" for none, compiled, on a GPU with measured choices."""
+    mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
+    made: list[Any] = [
+        torch.compile(network, mode=mode) if name in what.split(" + ") else network
+        for name, network in (("generator", generator), ("critic", critic))
+    ]
+    gradients = compiled_gradients(critic, recipe, mode) if what.endswith("critic's step") else None
+    return tidy(made[0], average, made[1], recipe, gradients)
+
+
+def compiled_gradients(critic: nn.Module, recipe: Recipe, mode: str) -> Callable[..., Sequence[Tensor]]:
+    """The gradient of `objective` as one compiled graph, penalties differentiated twice within it (torch 2.13 on)."""
+    import torch._dynamo
+
+    parameters = list(critic.parameters())
+
+    @torch.compile(fullgraph=True, dynamic=False, mode=mode)
+    def compiled(x: Tensor, fakes: Tensor, strength: int, epsilon: Tensor | None) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(objective(critic, recipe, x, fakes, strength, epsilon), parameters)
+
+    def gradients(x: Tensor, fakes: Tensor, strength: int, epsilon: Tensor | None) -> tuple[Tensor, ...]:
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            return compiled(x, fakes, strength, epsilon)
+
+    return gradients
 
 
 def averaged_tensors(module: nn.Module) -> list[Tensor]:

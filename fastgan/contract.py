@@ -114,6 +114,8 @@ class Turn:
     every:  the turn is part of every `every`-th step only (lazy phases); with `rest`, of all the other steps
     fresh:  it takes new batches of reals; else the batch of the turn before it, and it may go on from what that turn
             computed: the two are captured together, once per phase of the turn before
+    average: the averages of its players take a step, too; not where this is one more update of a player that has
+            another one in the same step (a lazy penalty with an update of its own)
     """
 
     name: str
@@ -123,6 +125,7 @@ class Turn:
     every: int = 1
     rest: bool = False
     fresh: bool = True
+    average: bool = True
 
     def plays(self, step: int) -> bool:
         """Whether the turn is part of step number `step` (from 0)."""
@@ -222,6 +225,20 @@ class Samples(Protocol):
 
     def sample(self, players: Mapping[str, nn.Module], latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images [N, C, S, S] in [-1, 1] for `latents` and, where the system has classes, `labels` [N] int64."""
+
+
+@runtime_checkable
+class Styles(Protocol):
+    """Has a space of styles between latents and images: `--truncation`, `fastgan interpolate --space w`."""
+
+    def truncated(self, truncation: float) -> Any:
+        """The system whose pictures have their styles so near to the mean one: 1 as they are, 0 the mean."""
+
+    def styles(self, players: Mapping[str, nn.Module], latents: Tensor) -> Tensor:
+        """Styles [N, style] of latents [N, latent]; straight lines are the ways between them."""
+
+    def from_styles(self, players: Mapping[str, nn.Module], styles: Tensor) -> Tensor:
+        """Images [N, C, S, S] of styles [N, style]."""
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ gradient take the same operations. Per sample and critic step
     loss and penalty         4: forward, input gradient to the image, forward once more, weight gradient (the sweep)
     generator, for a critic  1: forward, which the generator's own turn goes on from in the last critic step
     generator's turn         critic 2 (forward, input gradient; 1 more where the loss compares with reals), generator 2
+    simultaneous updates     critic 0 in the generator's turn, and 4 for the fakes, with or without R2
 
 Bytes are the least that a part has to move where layers do not share passes: each layer reads its input and weights and
 writes its output once per pass. Normalisations, activations and sums of branches are taken for part of the layers.
@@ -123,15 +124,19 @@ def step_cost(system: Any, image: ImageShape, batch: int, *, penalised: bool = T
     generator = network_cost(players["generator"], (system.latent,), width)
     critic = network_cost(players["critic"], (image.channels, image.size, image.size), width)
     wanted = {name for name in ("r1", "r2", "wgan_gp") if penalised and getattr(system, name) != 0.0}
-    sides = [critic.whole * 4 if name in wanted else critic.plain for name in ("r1", "r2")]
+    sides = {name: critic.whole * 4 if name in wanted else critic.plain for name in ("r1", "r2")}
     between = critic.whole * 4 if "wgan_gp" in wanted else Cost()
-    compares = 1 if LOSSES[system.loss].generator_compares else 0
+    turns = (sides["r1"] + sides["r2"] + between) * system.critic_steps
+    seen = critic.whole * (3 if LOSSES[system.loss].generator_compares else 2)
+    if system.simultaneous:  # the last turn's sweep over the fakes serves the generator, too
+        turns += critic.whole * 4 + sides["r2"] * -1
+        seen = Cost()
     own = generator.whole * 2 + generator.first * -1
     numbers = system.critic_steps * critic.parameters + generator.parameters
     return {
         "generator forward": generator.whole * (batch * system.critic_steps),
-        "critic's turn": (sides[0] + sides[1] + between) * (batch * system.critic_steps),
-        "generator's turn": (critic.whole * (2 + compares) + own) * batch,
+        "critic's turn": turns * batch,
+        "generator's turn": (seen + own) * batch,
         "update": Cost(12.0 * numbers, 4.0 * UPDATE_ARRAYS * numbers),
     }
 

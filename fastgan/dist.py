@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -186,11 +187,16 @@ def others_may_be_gone() -> Iterator[None]:
     except RuntimeError as error:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise  # it is the capture that does not work, which fastgan.capture gives up
-        lines = str(error).strip().splitlines()
         raise RankLost(
-            f"another rank is gone or did not answer ({lines[0][:160] if lines else type(error).__name__}); its own "
-            "output says why, and the same command goes on from the last checkpoint"
+            f"another rank is gone or did not answer ({_reason(error)}); its own output says why, and the same command "
+            "goes on from the last checkpoint"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what PyTorch says, without the place in its source."""
+    text = re.sub(r"^\[\S+:\d+\]\s*", "", str(error).strip()) or type(error).__name__
+    return re.split(r"\.\s|\n", text)[0][:160]
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
@@ -264,7 +270,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankLost(
             f"rank {ranks.rank} of {ranks.world} did not find the others at {place} within {seconds:g} s "
-            f"({str(error).splitlines()[0][:160]})"
+            f"({_reason(error)})"
         ) from None
     try:
         yield _with_host_group(ranks)

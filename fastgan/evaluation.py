@@ -37,6 +37,7 @@ from fastgan.metrics import (
     prdc,
     precision_recall,
 )
+from fastgan.metrics.checks import network_of
 from fastgan.metrics.sources import Images, eight_bits, features_of
 from fastgan.pictures import (
     evaluating,
@@ -236,7 +237,7 @@ def real_features(
         found = _gathered(batches, ranks, extract.device)
         _keep(path, ".npy", lambda target: np.save(target, found.numpy(force=True), allow_pickle=False))
         return found
-    statistics = FeatureStatistics()
+    statistics = FeatureStatistics(network_of(extract))
     with ranks.together():
         for batch in batches:
             statistics.update(batch)

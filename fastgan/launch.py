@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
@@ -28,13 +27,12 @@ def is_first(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("RANK", "0") == "0"
 
 
-def launch(world: int, arguments: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run `python -m fastgan ARGUMENTS` in `world` processes that are each other's ranks; returns their exit status.
+def launch(world: int, command: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run `command` in `world` processes that are each other's ranks; returns their exit status.
 
     A signal to this process goes to each of them, once; a second one kills them. say: gets a line about each that died
     """
     port = _free_port()
-    command = [sys.executable, "-m", "fastgan", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
     with _passing_on(processes):
         for rank in range(world):
@@ -100,7 +98,8 @@ def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
         for process in processes:
             process.send_signal(number if len(received) == 1 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    wanted = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield
     finally:
@@ -115,8 +114,8 @@ def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Until all have ended; those that go on GRACE_SECONDS after one has failed are ended."""
     deadline: float | None = None
-    while any(process.poll() is None for process in processes):
-        if deadline is None and any(process.returncode not in (None, DONE) for process in processes):
+    while None in (codes := [process.poll() for process in processes]):
+        if deadline is None and any(code not in (None, DONE) for code in codes):
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             return

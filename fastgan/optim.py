@@ -7,7 +7,8 @@ counters then keep every bit. So a non-finite step costs one step and no host sy
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fastgan.errors import FastganError, suggest
 from fastgan.flat import FlatBuffers
 from fastgan.kernels.adam_ema import adam_ema_
-from fastgan.schedule import Progress, Scheduled, highest, lowest
+from fastgan.schedule import Progress, Schedule, Scheduled, highest, lowest
 
 # Per kind of optimiser, the tensors that it keeps per parameter.
 SLOTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum",), "rmsprop": ("square_avg",)}
@@ -53,6 +54,23 @@ class Optimizer:
         for name in ("eps", "clip_norm", "clip_weights"):
             if not getattr(self, name) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+    def lazy(self, every: int) -> Optimizer:
+        """For a player that has a second update in every `every`-th step, a lazy penalty's: lr c and beta^c with
+        c = every / (every + 1) (Karras et al. 2020, arXiv:1912.04958, appendix B)."""
+        c = every / (every + 1)
+
+        def to(value: Scheduled, change: Callable[[float], float]) -> Scheduled:
+            if isinstance(value, Schedule):
+                return replace(value, start=change(value.start), end=change(value.end))
+            return change(value)
+
+        return replace(
+            self,
+            lr=to(self.lr, lambda lr: lr * c),
+            beta1=to(self.beta1, lambda beta: beta**c),
+            beta2=to(self.beta2, lambda beta: beta**c),
+        )
 
 
 @dataclass(frozen=True)

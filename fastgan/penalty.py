@@ -178,7 +178,7 @@ class _Game:
             wgan_gp=penalties.get("wgan_gp"),
             real_logits=real_logits.detach(),
             fake_logits=fake_logits.detach(),
-            finite=torch.stack([torch.isfinite(term.detach()).all() for term in terms]).all(),
+            finite=torch.isfinite(torch.cat([term.detach().reshape(-1) for term in terms])).all(),
             method=method,
             generator_loss=generator_loss,
             fake_gradient=None if slopes is None else self._like_fake(iter(slopes)),

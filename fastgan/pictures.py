@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgan.contract import PICTURE_STREAM, Batch, Draw, ImageShape, Samples, System
+from fastgan.contract import PICTURE_STREAM, Batch, Draw, ImageShape, Samples, Styles, System
 from fastgan.data import ImageSet
 from fastgan.data.image_set import Indices
 from fastgan.data.sampler import image_order
@@ -112,6 +112,17 @@ def latent_path(system: Samples, latents: Tensor, frames: int) -> Tensor:
     t = torch.arange(frames, dtype=torch.float64, device=latents.device) / frames
     points = [*latents.double(), latents[0].double()]
     return torch.cat([system.way(a, b, t) for a, b in pairwise(points)]).to(latents.dtype)
+
+
+def style_path_images(
+    system: Styles, players: Mapping[str, nn.Module], latents: Tensor, frames: int, *, batch: int = 64
+) -> Tensor:
+    """Images [K * frames, C, S, S] on the closed path of straight lines between the styles of K latents."""
+    with evaluating(players) as dtype:
+        styles = system.styles(players, latents.to(dtype))
+        t = torch.arange(frames, dtype=dtype, device=styles.device)[None, :, None] / frames
+        path = torch.lerp(styles[:, None], styles.roll(-1, 0)[:, None], t).flatten(0, 1)
+        return torch.cat([system.from_styles(players, part) for part in torch.split(path, batch)]).clamp(-1, 1)
 
 
 def load_players(

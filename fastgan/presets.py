@@ -15,10 +15,11 @@ from fastgan.gans import (
     ConditionalGAN,
     InferenceGAN,
     MixtureGAN,
+    StyleBasedGAN,
     UnconditionalGAN,
 )
 from fastgan.image_presets import IMAGE_ROWS
-from fastgan.models import DCGAN, R3GAN, Dense, ResNet
+from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
 from fastgan.optim import Averaging, Optimizer
 from fastgan.options import Config, Output
 from fastgan.schedule import Schedule
@@ -76,13 +77,32 @@ def _digits(
 _FADING = Schedule(3.0, 0.3, finish=0.6)  # gamma of R1 and R2 on digits
 _DIGITS: Any = {"latent": 64, "loss": "relativistic", "r1": _FADING, "r2": _FADING, "penalty_every": 4}
 
+
+def _stylegan2(size: int, *, width: int, gamma: float, batch: int, kimg: float) -> Config:
+    """StyleGAN2 (Karras et al. 2020, arXiv:1912.04958, configuration F and appendix B), Adam as for lazy penalties."""
+    adam = Optimizer(lr=2.5e-3, beta1=0.0, beta2=0.99)
+    system = StyleBasedGAN(StyleGAN2(width, width), r1=gamma)
+    return Config(
+        preset=f"stylegan2-{size}",
+        data=DataOptions(path="", size=size, mirror=True),
+        system=system,
+        optim={"generator": adam.lazy(system.path_every), "critic": adam.lazy(system.r1_every)},
+        averaging=Averaging(halflife_kimg=10.0),
+        output=Output(grid_kimg=200, checkpoint_kimg=200),
+        kimg=kimg,
+        batch=batch,
+    )
+
+
+_DIGIT_ADAM = Optimizer(lr=Schedule(2.5e-3, 0.0, begin=0.6), beta1=0.0, beta2=0.99)
+
 _ROWS = (
     _digits("digits", UnconditionalGAN(Dense(), **_DIGITS)),
     _digits("digits-conditional", ConditionalGAN(Dense(), **_DIGITS), kimg=140),
     _digits("digits-auxiliary", AuxiliaryGAN(Dense(), **_DIGITS), kimg=140),
     _digits("digits-bigan", InferenceGAN(Dense(), **_DIGITS | {"latent": 32}), others=("encoder",)),
     _digits("digits-ali", InferenceGAN(Dense(), stochastic=True, **_DIGITS | {"latent": 32}), others=("encoder",)),
-    _digits("digits-mixture", MixtureGAN(Dense(), heads=8, **_DIGITS), kimg=140),
+    _digits("digits-mixture", MixtureGAN(Dense(), heads=8, diversity=0.1, **_DIGITS), kimg=140),
     _digits(
         "digits-vae-gan",
         VAEGAN(Dense(), latent=32, r1=_FADING, penalty_every=4, similarity=1.0),
@@ -140,6 +160,22 @@ _ROWS = (
     _r3gan(32, gamma=0.05, kimg=250_000, batch=512, halflife_kimg=5000, augment_p=0.55),
     _r3gan(64, gamma=2.0, kimg=100_000, batch=256, halflife_kimg=500, augment_p=0.3),
     _r3gan(256, gamma=150.0, kimg=200_000, batch=256, halflife_kimg=500, augment_p=0.3),
+    # StyleGAN2 without any data: narrow networks, minutes on one CPU core.
+    Config(
+        preset="stylegan2-digits",
+        data=DataOptions(path="digits", size=32, channels=1),
+        system=StyleBasedGAN(StyleGAN2(8, 8, max_width=64, style=64, mapping_layers=4), latent=64, r1=1.0),
+        optim={"generator": _DIGIT_ADAM.lazy(8), "critic": _DIGIT_ADAM.lazy(16)},
+        averaging=Averaging(halflife_kimg=5.0),
+        output=Output(tick_seconds=5, grid_kimg=20, checkpoint_kimg=20),
+        evaluation=Evaluation(features="digits"),
+        kimg=60,
+        batch=32,
+        threads=1,
+    ),
+    # gamma = 0.0002 pixels / batch, the rule of thumb of Karras et al. 2020b (arXiv:2006.06676, appendix C)
+    _stylegan2(64, width=256, gamma=0.0256, batch=32, kimg=10_000),
+    _stylegan2(256, width=64, gamma=0.41, batch=32, kimg=25_000),
 )
 
 PRESETS = {config.preset: config for config in (*_ROWS, *IMAGE_ROWS)}

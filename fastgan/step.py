@@ -58,6 +58,11 @@ class TrainState:
         return {name: player.module for name, player in self.players.items()}
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(player.params[0].dtype for player in self.players.values())
+
+    @property
     def averages(self) -> dict[str, nn.Module]:
         """Name -> averaged network where there is one, else the trained one: what samples are drawn from."""
         return {name: player.average or player.module for name, player in self.players.items()}
@@ -194,8 +199,8 @@ class Step:
             player.values(self.progress)
         self.turns = system.turns(state.modules, self.scalars | state.memory)
         self.batches = self._batches_of(0)
-        cycle = math.lcm(*(turn.every for turn in self.turns))
-        assert all(self._batches_of(s) == self.batches for s in range(min(cycle, 1000))), "steps differ in batches"
+        self.cycle = math.lcm(*(turn.every for turn in self.turns))  # after so many steps the phases repeat
+        assert all(self._batches_of(s) == self.batches for s in range(min(self.cycle, 1000))), "steps differ in batches"
         self._decay = torch.zeros_like(state.seen)
         self._total = float(total)
         self._rows = {name: row for row, name in enumerate(state.players)}
@@ -261,13 +266,14 @@ class Step:
         statistics = statistics | {f"gradient_norm{suffixes[name]}": norm for name, norm in norms.items()}
         # The last term is 1: summed up, it counts the turns that were applied.
         one = self.progress.value(1.0)
-        terms = torch.stack([value.detach().double() for value in (*statistics.values(), one)])
-        finite = terms.isfinite().all()
-        skip = ~finite
+        terms = torch.stack([value.detach() for value in (*statistics.values(), one)])  # float64, as `one` is
+        zero = (terms * 0.0).sum()  # or NaN
+        finite, skip = zero == 0, zero != 0
         for player, buffers in zip(players, saved, strict=True):
             player.buffers.restore(buffers, where=skip)
         for name, player in movers.items():
-            player.update(self.progress, self._decay, norms[name], skip)
+            decay = self._decay if turn.average else self.progress.value(1.0)
+            player.update(self.progress, decay, norms[name], skip)
             self.state.skipped[self._rows[name]].add_(skip)
             self.state.skipped[self._rows[name], 1].mul_(skip)
         key = (turn.name, tuple(statistics))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+RESUMABLE = 3  # exit status
 
 
 def one_line(box: str) -> str:
@@ -34,3 +41,26 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+@contextlib.contextmanager
+def nothing_begun() -> Iterator[None]:
+    """While libraries are loaded an interrupt is one line and the end of the process.
+
+    Where an exception comes in the middle of an import, the import may swallow it or make another one of it.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"fastgan: interrupted before anything began\n")
+        os._exit(RESUMABLE)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.default_int_handler or not main_thread:  # it is somebody else's
+        yield
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -68,8 +68,8 @@ class _Run:
     feeder: Feeder
     log: RunLog
     extract: Extractor | None = None  # of the scores
-    writer: Writer | None = None  # of the checkpoints, on the first rank
     pictured: Batch | None = None  # the images that the grids are made for
+    writer: Writer | None = None  # of checkpoints, on the rank that writes
     opening: float = 0.0  # seconds that it took to open the images
     measured: bool = False  # whether the log has said how fast the data comes
 
@@ -94,8 +94,8 @@ def train(
             with ranks.together(), _mendable(Path(config.out)):
                 if ranks.first:
                     stack.enter_context(folder.only_one(Path(config.out)))
-                    if ranks.world > 1:  # what has to be fetched is there before the others look
-                        folder.find_checkpoint(Path(config.out), config.resume, echo, config.output.copy_to)
+                    # What has to be fetched is there before all of them look.
+                    folder.fetch_copy(Path(config.out), config.resume, config.output.copy_to, echo)
             with ranks.together(), _mendable(Path(config.out)):
                 run, saved = _prepare(config, ranks, echo, stack)
             _check_same_start(run, saved)
@@ -104,7 +104,7 @@ def train(
                 if ranks.first:
                     folder.prepare(run.out, to_toml(replace(config, resume="auto", init="")))
                     run.log = stack.enter_context(RunLog(run.out, echo=echo, resume_at=run.state.samples))
-                    run.writer = stack.enter_context(_new_writer(run))
+                    run.writer = stack.enter_context(_writer(run))
                     _start(run, saved)
             ticker = Ticker(
                 run.state,
@@ -130,14 +130,10 @@ def train(
             return outcome
 
 
-def _new_writer(run: _Run) -> Writer:
-    output, log = run.config.output, run.log
-    return Writer(
-        run.out / "checkpoints",
-        keep=output.keep,
-        say=lambda line: log.line(line, echo=False),
-        copy_to=output.copy_to,
-    )
+def _writer(run: _Run) -> Writer:
+    output = run.config.output
+    say = functools.partial(run.log.line, echo=False)
+    return Writer(run.out / "checkpoints", keep=output.keep, say=say, copy_to=output.copy_to)
 
 
 def _nothing(_: object) -> None:
@@ -167,7 +163,7 @@ def _prepare(
     opening = monotonic() - began
     config = with_data(config, images)
     data = fingerprint(images)
-    saved = folder.find_checkpoint(out, config.resume, echo, config.output.copy_to)
+    saved = folder.find_checkpoint(out, config.resume, echo)
     if saved is not None:
         folder.check_same_run(saved, to_mapping(config), data, defaults(config))
     extract = config.evaluation.extractor(device)
@@ -186,6 +182,7 @@ def _prepare(
         device=device,
         mirror=config.data.mirror,
         kind=config.data.feeder,
+        dtype=state.dtype,
     )
     stack.enter_context(feeder)
 
@@ -236,7 +233,9 @@ def _start(run: _Run, saved: checkpoints.Checkpoint | None) -> None:
     for line in run.images.left_out:
         run.log.line(line, echo=False)
     folder.write_text(out / "kernels.json", json.dumps([asdict(op) for op in _runtime.report()], indent=1))
-    about = {"data": run.images.summary, "device": device, "classes": run.images.classes}
+    about: dict[str, object] = {"data": run.images.summary, "device": device, "feeder": run.feeder.description}
+    about |= {"rejected": run.images.rejected or len(run.images.left_out), "left_out": run.images.left_out[:100]}
+    about["classes"] = run.images.classes
     folder.write_text(out / folder.ABOUT, json.dumps(about))
     if saved is not None:
         run.log.line(f"resumed from {saved.path} at {run.state.samples / 1000:.1f} kimg")
@@ -271,9 +270,8 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
                 scores = _score(run, ticker) if run.extract is not None and (score or over) else {}
                 if not ranks.first:
                     continue
-                assert run.writer is not None
                 with meeting.writing(mendable):
-                    run.writer.poll()
+                    _writer_of(run).poll()
                     if ticker.due or scores:
                         tick = ticker.tick(scores)
                         if not run.measured:
@@ -303,8 +301,8 @@ def _loop(run: _Run, ticker: Ticker) -> str | None:
             if ranks.first and state.samples > started:
                 _say_way(run, run.feeder.wait_seconds / max(ticker.seconds, 1e-9))
                 _save(run)
-            if run.writer is not None:
-                run.writer.finish()
+            if ranks.first:
+                _writer_of(run).wait()
         return stopped
 
 
@@ -373,9 +371,13 @@ def _fakes_path(run: _Run) -> Path:
 
 def _save(run: _Run) -> None:
     """Begin to save the state as it is now; `run.writer` says how that ended."""
-    assert run.writer is not None
     state = {"config": to_mapping(run.config), "counters": run.state.counters(), "data": run.data}
-    run.writer.save(f"step-{run.state.step:09}", run.state.tensors(), state)
+    _writer_of(run).save(f"step-{run.state.step:09}", run.state.tensors(), state)
+
+
+def _writer_of(run: _Run) -> Writer:
+    assert run.writer is not None, "only the first rank writes"
+    return run.writer
 
 
 def _finish(run: _Run, stopped: str | None) -> None:

@@ -13,12 +13,12 @@ from torch import nn
 
 from fastgan.assemble import pick_device
 from fastgan.config import Config, from_mapping
-from fastgan.contract import Labelled, Samples
+from fastgan.contract import Labelled, Samples, Styles
 from fastgan.errors import FastganError, suggest
 from fastgan.export import export
-from fastgan.gans import UnconditionalGAN
+from fastgan.gans import StyleBasedGAN, UnconditionalGAN
 from fastgan.generator import Generator
-from fastgan.pictures import columns_of, latent_path, load_players, picture_latents, sample_images
+from fastgan.pictures import columns_of, latent_path, load_players, picture_latents, sample_images, style_path_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
 
@@ -108,18 +108,22 @@ def draw_samples(
     weights: str,
     device_name: str,
     say: Say,
+    *,
+    truncation: float | None = None,
 ) -> None:
     """A grid of the pictures of `seeds` as PNG, and with `singles` each of them as a file in that folder.
 
     labels: classes by name or number, in turn; None: all of them
+    truncation: of a system with styles; None: as its options say
     """
     numbers = parse_seeds(seeds)
     config, players, device = load_run(run, weights == "average", device_name, say)
-    system = _sampler(config, "sample")
+    system = _sampler(config, "sample", truncation)
     asked = _labels(config, run, labels, numbers)
     given = torch.tensor(asked, device=device) if asked else None
     images = to_uint8(sample_images(system, players, picture_latents(system, numbers, device), given))
     name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "")
+    name += "" if truncation is None else f"-truncation-{truncation:g}"
     out = out or run_folder(run) / f"samples-{name}.png"
     with writable(out):
         save_png(grid(images, columns=columns_of(len(numbers), len(set(asked)))), out)
@@ -140,10 +144,15 @@ def draw_interpolation(
     weights: str,
     device_name: str,
     say: Say,
+    *,
+    truncation: float | None = None,
+    space: str = "z",
 ) -> None:
     """An animation from seed to seed as WebP, and its frames as a film strip beside it.
 
     labels: classes of the seeds, in turn; a frame has that of the seed it comes from. None: all of them
+    truncation: of a system with styles; None: as its options say
+    space: "z" for ways between latents, "w" for straight ones between styles
     """
     numbers = parse_seeds(seeds)
     if len(numbers) < 2:
@@ -152,12 +161,16 @@ def draw_interpolation(
         if value < 1:
             raise FastganError(f"--{name} must be 1 or more, got {value}")
     config, players, device = load_run(run, weights == "average", device_name, say)
-    system = _sampler(config, "interpolate")
-    path = latent_path(system, picture_latents(system, numbers, device), frames)
+    system = _sampler(config, "interpolate", truncation)
+    latents = picture_latents(system, numbers, device)
     asked = _labels(config, run, labels, numbers)
     given = torch.tensor(asked, device=device).repeat_interleave(frames) if asked else None
-    images = to_uint8(sample_images(system, players, path, given))
-    name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "")
+    if space == "w":
+        pictures = style_path_images(_styles(config, system, "--space w"), players, latents, frames)
+    else:
+        pictures = sample_images(system, players, latent_path(system, latents, frames), given)
+    images = to_uint8(pictures)
+    name = _file_name(seeds) + (f"-labels-{_file_name(labels)}" if labels else "") + ("-w" if space == "w" else "")
     out = out or run_folder(run) / f"interpolation-{name}.webp"
     strip = out.with_suffix(".png")
     with writable(out):
@@ -166,21 +179,33 @@ def draw_interpolation(
     say(f"{len(images)} pictures: {out} (animation) and {strip} (a row per seed)")
 
 
-def _sampler(config: Config, command: str) -> Samples:
-    """The system as one that makes images from latents, or FastganError."""
+def _sampler(config: Config, command: str, truncation: float | None) -> Samples:
+    """The system as one that makes images from latents, with such a truncation, or FastganError."""
     if not isinstance(config.system, Samples):
         raise FastganError(f"fastgan {command}: preset {config.preset} makes images from images, not from seeds")
-    return config.system
+    if truncation is None:
+        return config.system
+    truncated: Samples = _styles(config, config.system, f"--truncation {truncation:g}").truncated(truncation)
+    return truncated
+
+
+def _styles(config: Config, system: Samples, flag: str) -> Styles:
+    """The system as one with styles, or FastganError about the flag that needs them."""
+    if not isinstance(system, Styles):
+        raise FastganError(f"{flag}: preset {config.preset} has no styles (stylegan2-... have); leave it out")
+    return system
 
 
 def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
     """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
     config, players, _ = load_run(run, weights == "average", "cpu", say)
-    if not isinstance(config.system, UnconditionalGAN):
+    if not isinstance(config.system, (UnconditionalGAN, StyleBasedGAN)):
         raise FastganError(
             f"fastgan export: preset {config.preset} is not one whose generator is a function of z alone"
         )
-    s: Any = config.system
+    if getattr(config.system, "prior", "none") != "none":
+        raise FastganError("fastgan export: a generator with prior='flow' is not one network family; not supported yet")
+    s: Any = config.system.truncated(1.0) if isinstance(config.system, StyleBasedGAN) else config.system
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
     out = out or run_folder(run) / "export"
     with writable(out / "config.json"):

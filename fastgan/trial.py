@@ -15,14 +15,15 @@ import torch
 
 from fastgan import bench
 from fastgan.assemble import build_state, new_step, parameters, prepare_device
-from fastgan.baseline import plain_players, recipe_of, tidy
+from fastgan.baseline import ARRANGEMENTS, compiled_loop, plain_players, recipe_of
 from fastgan.capture import CapturedStep
 from fastgan.config import resolve
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.cost import Cost, step_cost
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError, suggest
+from fastgan.gans import UnconditionalGAN
 from fastgan.kernels import _runtime
 from fastgan.options import Config, with_data
 from fastgan.step import Step, autocast_of
@@ -63,11 +64,13 @@ class RandomBatches:
         c = self.config
         pixels = np.random.default_rng(0).random((c.batch, c.shape.size, c.shape.size, c.shape.channels), np.float32)
         self._images = (torch.from_numpy(pixels) * 2 - 1).to(self.device).permute(0, 3, 1, 2)
+        classes = c.shape.classes
+        self._labels = torch.arange(c.batch, device=self.device) % classes if classes else None
 
     def __call__(self) -> Batch:
         index = torch.arange(self.sample, self.sample + self.config.batch, device=self.device)
         self.sample += self.config.batch
-        return Batch(self._images, None, index)
+        return Batch(self._images, self._labels, index)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class Part:
     name: str
     seconds: float
     cost: Cost | None = None
+
+
+ORDER = ("generator forward", "critic's turn", "generator's turn", "update", "wait for data", "rest")
+"""Parts of a step as they are shown."""
 
 
 class PartClock:
@@ -142,7 +149,7 @@ class PartClock:
 def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: int) -> list[Part]:
     """Mean seconds of each part of the step over `cycles` lazy cycles, slowest machine effects included."""
     clock = PartClock(step)
-    steps = cycles * _gan(config).penalty_every
+    steps = cycles * step.cycle
     waiting = clock.around("wait for data", batches)
     try:
         whole = clock.around("rest", step)
@@ -150,8 +157,12 @@ def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: i
             whole(waiting)
     finally:
         clock.close()
-    costs = cycle_cost(config)
-    return [Part(name, seconds / steps, costs.get(name)) for name, seconds in clock.seconds.items()]
+    costs = cycle_cost(config) if _has_cost(config) else {}
+    wanted = ("r1", "r2", "wgan_gp", "simultaneous")
+    swept = any(getattr(_gan(config), name, False) for name in wanted)
+    called = {"critic's turn": "critic's turn: sweep" if swept else "critic's turn: forward, backward"}
+    order = [name for name in ORDER if name in clock.seconds] + [name for name in clock.seconds if name not in ORDER]
+    return [Part(called.get(name, name), clock.seconds[name] / steps, costs.get(name)) for name in order]
 
 
 def _gan(config: Config) -> Any:
@@ -159,8 +170,15 @@ def _gan(config: Config) -> Any:
     return config.system
 
 
+def _has_cost(config: Config) -> bool:
+    """Whether the cost model and the plain loops know the config's system."""
+    return isinstance(config.system, UnconditionalGAN)
+
+
 def cycle_cost(config: Config) -> dict[str, Cost]:
-    """Cost of a config's mean step over a lazy cycle."""
+    """Cost of a config's mean step over a lazy cycle; nothing for systems that the cost model does not know."""
+    if not isinstance(config.system, UnconditionalGAN):
+        return {}
     every = _gan(config).penalty_every
     mean: dict[str, Cost] = {}
     for number in range(every):
@@ -186,7 +204,8 @@ def bench_step(
     copy_rate, matmul_rate = bench.copy_rate(str(device)), bench.matmul_rate(str(device))
     say(f"ceilings measured here: copy {copy_rate / 1e9:.1f} GB/s, matrix product {matmul_rate / 1e9:.0f} GFLOP/s")
     step = new_step(config, build_state(config, device), say)
-    batches, every = RandomBatches(config, device), _gan(config).penalty_every
+    plain = step.step if isinstance(step, CapturedStep) else step
+    batches, every = RandomBatches(config, device), plain.cycle
 
     def cycle() -> None:
         for _ in range(every):
@@ -201,44 +220,52 @@ def bench_step(
         ratio = "" if name == "fastgan" else f"; fastgan is {case.ratio(name)} as fast"
         say(f"  {name:<44}{images / case.median(name):10.1f} images/s {bench.duration(case.median(name)):>9}{ratio}")
     say(f"peak memory {bench.peak_memory(device) / 2**20:.0f} MiB (of this process); means: {step.read_statistics()}")
-    plain = step.step if isinstance(step, CapturedStep) else step
     parts = parts_of(config, plain, batches, max(1, steps // every))
     say(table(parts, matmul_rate, copy_rate, median))
-    say("floor: operations at the product rate or bytes at the copy rate; what stays in caches can be faster than that")
+    if _has_cost(config):
+        say("floor: operations at the product rate or bytes at the copy rate; what stays in caches can be faster")
+    else:
+        say(f"operations, bytes and floor: not known for {type(config.system).__name__}")
     if plot:
         plot.write_text(bars(config.preset, parts, matmul_rate, copy_rate))
         say(f"plot: {plot}")
 
 
 def table(parts: Sequence[Part], matmul_rate: float, copy_rate: float, step: float) -> str:
-    """The parts as lines: ms, operations, bytes, floor, the floor's share of the time; the last line is the step."""
-    lines = [f"{'part':<20}{'ms':>10}{'GFLOP':>10}{'MB':>10}{'floor ms':>10}{'floor/time':>12}"]
-    rows = [*parts, Part("whole step", step, sum((p.cost for p in parts if p.cost), start=Cost()))]
+    """The parts as lines, the whole step last: ms, operations, bytes, shares of the two measured limits, the floor."""
+    width = max(20, *(len(part.name) for part in parts)) + 1
+    heads = ("ms", "GFLOP", "MB", "of products", "of copy", "floor ms", "floor/time")
+    lines = ["".join([f"{'part':<{width}}", *(f"{head:>12}" for head in heads)])]
+    known = [part.cost for part in parts if part.cost]
+    rows = [*parts, Part("whole step", step, sum(known, start=Cost()) if known else None)]
     floors = [p.cost.seconds(matmul_rate, copy_rate) if p.cost else None for p in rows]
-    floors[-1] = sum(f for f in floors[:-1] if f)
+    floors[-1] = sum(f for f in floors[:-1] if f) if known else None
     for part, floor in zip(rows, floors, strict=True):
-        line = f"{part.name:<20}{part.seconds * 1e3:10.2f}"
+        line = f"{part.name:<{width}}{part.seconds * 1e3:12.2f}"
         if part.cost and floor is not None:
-            line += f"{part.cost.flops / 1e9:10.2f}{part.cost.bytes / 1e6:10.1f}"
-            line += f"{floor * 1e3:10.2f}{floor / part.seconds:12.0%}"
+            line += f"{part.cost.flops / 1e9:12.2f}{part.cost.bytes / 1e6:12.1f}"
+            shares = part.cost.flops / matmul_rate / part.seconds, part.cost.bytes / copy_rate / part.seconds
+            line += f"{shares[0]:12.0%}{shares[1]:12.0%}"
+            line += f"{floor * 1e3:12.2f}{floor / part.seconds:12.0%}"
         lines.append(line)
     return "\n".join(lines)
 
 
 def bars(title: str, parts: Sequence[Part], matmul_rate: float, copy_rate: float) -> str:
-    """The parts as an SVG picture: a bar of measured time each, and in it the floor."""
-    longest = max(part.seconds for part in parts)
+    """The parts as an SVG picture: a wide bar of measured time each, and a narrow dark one for the floor."""
+    floors = [part.cost.seconds(matmul_rate, copy_rate) if part.cost else 0.0 for part in parts]
+    scale = 420 / max(*(part.seconds for part in parts), *floors)
     drawn = [f'<text x="10" y="22" font-size="15">{escape(title)}: ms per step, and the floor (dark)</text>']
-    for row, part in enumerate(parts):
-        y, scale = 40 + 28 * row, 420 / longest
-        floor = part.cost.seconds(matmul_rate, copy_rate) if part.cost else 0.0
+    for row, (part, floor) in enumerate(zip(parts, floors, strict=True)):
+        y = 40 + 28 * row
+        end = 226 + scale * max(part.seconds, floor)
         drawn += [
-            f'<text x="150" y="{y + 14}" text-anchor="end">{escape(part.name)}</text>',
-            f'<rect x="160" y="{y}" width="{part.seconds * scale:.1f}" height="18" fill="#9db8d9"/>',
-            f'<rect x="160" y="{y}" width="{floor * scale:.1f}" height="18" fill="#27517f"/>',
-            f'<text x="{166 + part.seconds * scale:.1f}" y="{y + 14}">{part.seconds * 1e3:.1f}</text>',
+            f'<text x="210" y="{y + 14}" text-anchor="end">{escape(part.name)}</text>',
+            f'<rect x="220" y="{y}" width="{part.seconds * scale:.1f}" height="18" fill="#9db8d9"/>',
+            f'<rect x="220" y="{y + 6}" width="{floor * scale:.1f}" height="6" fill="#27517f"/>',
+            f'<text x="{end:.1f}" y="{y + 14}">{part.seconds * 1e3:.1f}</text>',
         ]
-    size = f'width="660" height="{50 + 28 * len(parts)}"'
+    size = f'width="720" height="{52 + 28 * len(parts)}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">'
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *drawn, "</svg>"]) + "\n"
 
@@ -251,12 +278,13 @@ def plain_candidates(
 ) -> dict[str, Callable[[], object]]:
     """The plain loops named in `against` ("eager", "compile", or both with a comma), each as one lazy cycle."""
     made: dict[str, Callable[[], object]] = {}
+    if against and not _has_cost(config):
+        raise FastganError(f"--against {against}: there is no plain loop for preset {config.preset}; leave it out")
     for name in filter(None, (part.strip() for part in against.split(","))):
         if name not in AGAINST:
             raise FastganError(f"--against {name!r} is unknown{suggest(name, AGAINST)}")
-        for compiled in [("generator", "critic"), ("generator",)] if name == "compile" else [()]:
-            which = " + ".join(compiled)
-            label = f"plain PyTorch, {name}" + (f" ({which})" if compiled else "")
+        for compiled in ARRANGEMENTS if name == "compile" else ("",):
+            label = f"plain PyTorch, {name}" + (f" ({compiled})" if compiled else "")
             cycle = _plain_cycle(config, device, compiled)
             try:
                 cycle()
@@ -269,7 +297,7 @@ def plain_candidates(
     return made
 
 
-def _plain_cycle(config: Config, device: torch.device, compiled: Sequence[str]) -> Callable[[], None]:
+def _plain_cycle(config: Config, device: torch.device, compiled: str) -> Callable[[], None]:
     """The tidy loop on the preset's networks of PyTorch's own layers, in the preset's layout and precision."""
     critic_options = config.optim["critic"]
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -277,14 +305,9 @@ def _plain_cycle(config: Config, device: torch.device, compiled: Sequence[str]) 
         player.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         for player in plain_players(config.system, config.shape)
     )
-    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
-    made: list[Any] = [
-        torch.compile(network, mode=mode) if name in compiled else network
-        for name, network in (("generator", generator), ("critic", critic))
-    ]
     recipe = recipe_of(config.system, critic_options, config.averaging, config.batch)
     autocast = autocast_of(config.precision, device)
-    loop = tidy(made[0], average, made[1], recipe)
+    loop = compiled_loop(compiled, generator, average, critic, recipe, device.type)
     count = config.batch * _gan(config).critic_steps
     images = torch.cat([RandomBatches(config, device)().images] * _gan(config).critic_steps)
     images = images.contiguous(memory_format=layout)
@@ -316,4 +339,6 @@ def bench_preset(
         )
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
+    if isinstance(config.system, Labelled) and not config.data.classes:
+        config = replace(config, data=replace(config.data, classes=10))  # of random images: any number does
     bench_step(config, steps, say, against, plot)

@@ -8,7 +8,19 @@ import torch
 
 from fastgan.contract import Batch, Labelled
 from fastgan.dist import ALONE, Ranks
-from fastgan.models import DCGAN, R3GAN, Dense, PatchCritic, ResNet, ResNetTranslator, SRCritic, SRResNet, UNet
+from fastgan.gans import StyleBasedGAN
+from fastgan.models import (
+    DCGAN,
+    R3GAN,
+    Dense,
+    PatchCritic,
+    ResNet,
+    ResNetTranslator,
+    SRCritic,
+    SRResNet,
+    StyleGAN2,
+    UNet,
+)
 from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step, TrainState, new_state
@@ -17,6 +29,14 @@ NARROW = {
     Dense: {"generator_layers": (12, 10), "generator_width": 4, "critic_stem": 4, "critic_layers": (8,)},
     DCGAN: {"generator_width": 4, "critic_width": 4},
     ResNet: {"generator_width": 8, "generator_max_width": 8, "critic_width": 8, "critic_max_width": 8},
+    StyleGAN2: {
+        "generator_width": 4,
+        "critic_width": 4,
+        "max_width": 8,
+        "style": 12,
+        "mapping_layers": 2,
+        "minibatch_std": 2,
+    },
     R3GAN: {"widths": (8,) * 7, "blocks": (1,) * 7, "group_size": 4},
 }
 
@@ -29,11 +49,6 @@ SLIM = {
     SRResNet: {"width": 4, "blocks": 1, "kernel": 3},
     SRCritic: {"width": 4, "hidden": 8, "halvings": 2},
 }
-
-
-def lazy_cycle(config: Config) -> int:
-    """Steps until the same turns are played again."""
-    return getattr(config.system, "penalty_every", 1)
 
 
 def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
@@ -49,6 +64,8 @@ def narrow(preset: str, *, batch: int = 4, **system: object) -> Config:
     networks = config.system.networks
     slim = replace(networks, **NARROW[type(networks)])
     data = replace(config.data, classes=5) if isinstance(config.system, Labelled) else config.data
+    if isinstance(config.system, StyleBasedGAN):
+        system = {"latent": 8, "r1_every": 4, "path_every": 2, **system}
     slim_system = replace(config.system, networks=slim, **system)
     return replace(config, data=data, system=slim_system, batch=batch, kimg=1.0, threads=0)
 
@@ -58,7 +75,7 @@ def smallest(preset: str, *, batch: int, critic_steps: int = 2, **system: object
     config = narrow(preset, batch=batch, **system)
     if not hasattr(config.system, "networks"):
         return config
-    size = {Dense: 16, DCGAN: 16, ResNet: 32, R3GAN: 8}[type(config.system.networks)]
+    size = {Dense: 16, DCGAN: 16, ResNet: 32, R3GAN: 8, StyleGAN2: 8}[type(config.system.networks)]
     if isinstance(config.system.networks, R3GAN):
         slim = R3GAN(widths=(8, 4), blocks=(1, 1), group_size=4)
         config = replace(config, system=replace(config.system, networks=slim))

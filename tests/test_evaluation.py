@@ -19,7 +19,6 @@ from fastgan.data.pack import PackOptions, pack
 from fastgan.errors import FastganError
 from fastgan.evaluation import METRICS, evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.features import Extractor, FeatureProtocol, open_extractor
-from fastgan.features.extractor import in_bf16
 from fastgan.metrics.sources import Images, images_of
 from fastgan.run.log import read_statistics
 from fastgan.scores import scores_as_json
@@ -119,12 +118,18 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert np.isfinite(float(evaluate(images_of(REAL), images_of(FAKE), extractor(Network()), [name])[0]))
 
 
-def test_statistics_in_place_of_the_real_images() -> None:
+def test_statistics_in_place_of_the_real_images(tmp_path: Path) -> None:
     statistics = metrics.FeatureStatistics().update(Network()(REAL))
     results = evaluate(statistics, images_of(FAKE), extractor(Network()), ["fid"])
     assert float(results[0]) == pytest.approx(metrics.fid(Network()(REAL), Network()(FAKE)).value, rel=1e-12)
     with pytest.raises(FastganError, match="kid: need the real images, not their statistics alone"):
         evaluate(statistics, images_of(FAKE), extractor(Network()), ["fid", "kid"])
+    named = metrics.FeatureStatistics("mine, resize none, weights 1").update(Network()(REAL))
+    named.save(tmp_path / "real.npz")
+    loaded = metrics.FeatureStatistics.load(tmp_path / "real.npz")
+    assert float(evaluate(loaded, images_of(FAKE), extractor(Network()), ["fid"])[0]) == float(results[0])
+    with pytest.raises(FastganError, match=r"two networks .*weights 1; and mine, resize none, weights 2"):
+        evaluate(loaded, images_of(FAKE), extractor(Network(), "2"), ["fid"])
     other = metrics.FeatureStatistics().update(torch.randn(9, 5))
     with pytest.raises(FastganError, match="use the same network for both"):
         evaluate(other, images_of(FAKE), extractor(Network()), ["fid"])
@@ -382,17 +387,3 @@ def test_bf16_says_what_it_does_to_the_score() -> None:
         assert result.value != pytest.approx(full, rel=1e-6)
     with pytest.raises(FastganError, match="its effect is measured on some images once more"):
         evaluate(images_of(REAL), Images("drawn", lambda size: iter(FAKE.split(size))), extract, ["fid"])
-
-
-def test_bf16_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = torch.nn.Conv2d(3, 4, 3)
-    run = lambda images: layer(images.float() / 255).mean((2, 3))  # noqa: E731
-    exact = Extractor(FeatureProtocol("mine", "", "", "", ""), run, torch.device("cpu"))
-    made = in_bf16(exact)
-    assert made.protocol.arithmetic == "bf16"
-    error = (made(REAL) - exact(REAL)).norm() / exact(REAL).norm()
-    assert made(REAL).dtype == torch.float32
-    assert 1e-6 < error < 2e-2
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    with pytest.raises(FastganError, match="no instructions for it"):
-        open_extractor("vgg16", bf16=True, device="cpu")

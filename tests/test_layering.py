@@ -17,7 +17,7 @@ ANYWHERE = {"errors", "_version"}
 BELOW: dict[str, set[str]] = {
     "__init__": {"generator"},
     "_version": set(),
-    "__main__": {"cli"},
+    "__main__": {"cli", "terminal"},
     "trained": {
         "assemble",
         "config",
@@ -86,6 +86,7 @@ BELOW: dict[str, set[str]] = {
         "contract",
         "cost",
         "data",
+        "gans",
         "kernels",
         "options",
         "step",

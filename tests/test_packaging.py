@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,7 @@ def test_without_nvcc(tree: Path) -> None:
     assert "; no CUDA part (switched off (CUDACXX is empty))" in summary
 
 
+@pytest.mark.long
 @needs_cxx
 def test_broken_nvcc_leaves_the_cpu_part(tree: Path, tmp_path: Path) -> None:
     nvcc = script(tmp_path, "nvcc", BROKEN)
@@ -288,3 +290,15 @@ def test_source_distribution_has_all_that_a_build_needs(tree: Path) -> None:
     assert {"setup.py", "pyproject.toml", "fastgan/py.typed", "fastgan/kernels/_runtime/verified.json"} <= names
     assert native <= names
     assert not {"fastgan/_build.json"} & names
+
+
+def test_the_containerfile_names_no_registry_and_copies_what_is_there() -> None:
+    lines = [line for line in (ROOT / "Containerfile").read_text().splitlines() if not line.startswith("#")]
+    assert "ARG BASE" in lines
+    assert [line for line in lines if line.startswith("FROM")] == ["FROM ${BASE}"]
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert "setup.py" in copied
+    assert all((ROOT / name).exists() for name in copied)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = next(line for line in lines if line.startswith("ARG EXTRAS=")).partition("=")[2].split(",")
+    assert set(extras) <= settings["optional-dependencies"].keys()

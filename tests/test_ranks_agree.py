@@ -16,16 +16,17 @@ from fastgan.presets import PRESETS
 from fastgan.train import Config
 
 STEPS = 20
-# At this size these differ from r3gan-32 and from the digits' presets of the same systems in numbers only.
-SAME = ("r3gan-64", "r3gan-256", "pix2pix-256", "srgan-x2", "srgan-x4", "cyclegan-128", "inpaint-64")
 ALL = os.environ.get("FASTGAN_TESTS") == "all"
 # A penalty of a critic whose samples are coupled over all ranks, which is differentiated twice through that.
 COUPLED = "batch normalisation with penalties"
-CHOSEN = [name for name in PRESETS if ALL or name not in SAME]
+# One of each family and penalty, and those that share something between samples.
+FEW = ("digits", "dcgan-64", "wgan-gp-64", "sngan-32", "r3gan-32", "cyclegan-digits", "inpaint-digits")
+CHOSEN = [name for name in PRESETS if ALL or name in FEW]
 
 
 def configs() -> dict[str, Config]:
-    presets = {name: smallest(name, batch=4) for name in CHOSEN}
+    # With batches of 4, BEGAN's autoencoder and batch normalisation blow rounding up to 1e-8 in 20 steps.
+    presets = {name: smallest(name, batch=16 if name == "digits-began" else 4) for name in CHOSEN}
     return presets | {COUPLED: smallest("dcgan-64", batch=4, r1=0.5, wgan_gp=1.0)}
 
 
@@ -64,11 +65,11 @@ def first_gradients(config: Config, ranks: Ranks) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    two = in_ranks(2, "test_ranks_agree:train", folder, seconds=500)
+    two = in_ranks(2, "test_ranks_agree:train", folder, seconds=2000)
     return train(ALONE), two
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2500)
 @pytest.mark.parametrize("preset", [*CHOSEN, COUPLED])
 def test_two_ranks_are_one(preset: str, results: tuple[dict[str, Tensor], list[dict[str, Tensor]]]) -> None:
     one, (first, second) = results
@@ -77,11 +78,29 @@ def test_two_ranks_are_one(preset: str, results: tuple[dict[str, Tensor], list[d
     for key in mine:
         assert torch.equal(first[key], second[key]), key
         assert one[key].shape == first[key].shape
-        error = (one[key] - first[key]).double().norm() / one[key].double().norm().clamp(min=1)
-        if "/gradients/" in key:
-            error = (one[key] - first[key]).norm() / one[key].norm()
-            assert one[key].dtype == torch.float32
-            assert error < 1e-5, f"{key} differs by {error:.1e}"
-        else:
-            assert error < 1e-10, f"{key} differs by {error:.1e}"
+        if not one[key].is_floating_point():
+            assert torch.equal(one[key], first[key]), key
+    files = dict.fromkeys(key.rpartition("/")[0] for key in mine)
+    for file in files:
+        bound = 1e-5 if file.endswith("/gradients") else 1e-10
+        theirs = groups_of(file, first)
+        for name, ours in groups_of(file, one).items():
+            error = (ours - theirs[name]).norm() / ours.norm().clamp(min=1e-30)
+            assert error < bound, f"{file}: {name} differs by {error:.1e} of its norm"
     assert one[f"{preset}/counters/skipped"].sum() == 0
+
+
+def groups_of(file: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All floating-point numbers of a file, as one vector: of networks' weights, of one kind of moments, or one by one.
+
+    A bias in front of a normalisation has no gradient but rounding, of which Adam makes steps of 1e-10, on one rank
+    too: it has no digits of its own to compare, but is part of the player.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for key, tensor in results.items():
+        if key.rpartition("/")[0] == file and tensor.is_floating_point():
+            name = key.rpartition("/")[2]
+            kind = name.partition(".")[0] if file.endswith(".optimizer") else ""
+            kind = name if file.endswith(("/statistics", "/gradients")) else kind
+            parts.setdefault(kind, []).append(tensor.double().reshape(-1))
+    return {kind: torch.cat(tensors) for kind, tensors in parts.items()}

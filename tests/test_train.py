@@ -178,6 +178,7 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
 LONG = ("kimg=0.96", "output.checkpoint_kimg=0.16")  # 60 steps
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_killed_and_terminated_runs_go_on_bitwise(tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -194,7 +195,7 @@ def test_killed_and_terminated_runs_go_on_bitwise(tmp_path: Path) -> None:
 
     process = start(broken, *LONG)  # SIGTERM a little later: saved, status 3
     before = {p.name for p in (broken / "checkpoints").glob("step-*")}
-    for _ in range(5000):
+    for _ in range(6000):
         if {p.name for p in (broken / "checkpoints").glob("step-*")} != before or process.poll() is not None:
             break
         time.sleep(0.02)

@@ -9,16 +9,18 @@ from unittest import mock
 import pytest
 import torch
 from host_reads import LayoutCopies, Memory, NoHostReads
-from small_presets import batch_of, lazy_cycle, narrow, step_of
+from small_presets import batch_of, narrow, step_of
 
 from fastgan import penalty
 from fastgan.contract import Batch
+from fastgan.gans import StyleBasedGAN
 from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step
 
-# The others of the family play the same turns as r3gan-64, pix2pix-64 and srgan-x4.
-NAMES = [name for name in PRESETS if name not in ("r3gan-32", "r3gan-256", "pix2pix-256", "srgan-x2")]
+# The others of the families play the same turns as r3gan-64, stylegan2-digits, pix2pix-64 and srgan-x4.
+ALIKE = ("r3gan-32", "r3gan-256", "stylegan2-64", "stylegan2-256", "pix2pix-256", "srgan-x2")
+NAMES = [name for name in PRESETS if name not in ALIKE]
 NOTHING_IS_DRAWN = ("srgan-digits", "srgan-x4")
 
 
@@ -26,8 +28,8 @@ def warm(preset: str) -> tuple[Config, Step, Callable[[], Batch]]:
     """The step of a preset after a whole lazy cycle, and what gives it batches from memory."""
     config = narrow(preset)
     _, step = step_of(config)
-    ready = [batch_of(config, n) for n in range(4 * lazy_cycle(config) * step.batches)]
-    for _ in range(lazy_cycle(config)):
+    ready = [batch_of(config, n) for n in range(4 * step.cycle * step.batches)]
+    for _ in range(step.cycle):
         step(lambda: ready.pop())
     return config, step, lambda: ready.pop()
 
@@ -39,15 +41,22 @@ def test_a_step_reads_nothing_takes_the_same_memory_and_keeps_its_layout(preset:
     with LayoutCopies() as copies:
         for _ in range(2):
             with Memory() as memory:
-                for _ in range(lazy_cycle(config)):
+                for _ in range(step.cycle):
                     step(next_batch)
             cycles.append((memory.bytes, memory.made))
     with NoHostReads():
-        for _ in range(lazy_cycle(config)):
+        for _ in range(step.cycle):
             step(next_batch)
     assert cycles[0] == cycles[1]
     if config.channels_last:
-        assert not copies.found
+        assert not [copy for copy in copies.found if not excepted(copy, config, step)]
+
+
+def excepted(copy: str, config: Config, step: Step) -> bool:
+    """Where autograd differentiates a convolution twice, as StyleGAN2's lazy turns do, the gradient of its weight comes
+    out transposed. It is copied into the weight's layout; of images and feature maps nothing is."""
+    weights = [p for player in step.state.players.values() for p in player.params]
+    return isinstance(config.system, StyleBasedGAN) and any(f" {list(p.shape)} from neither" in copy for p in weights)
 
 
 @pytest.mark.parametrize("preset", NAMES)
@@ -62,12 +71,12 @@ def test_a_step_on_a_device_that_is_not_there(preset: str) -> None:
         batch = batch_of(config, 0)
         labels, source = (None if t is None else t.to("meta") for t in (batch.labels, batch.source))
         batch = Batch(batch.images.to("meta"), labels, batch.index.to("meta"), source)
-        for number in range(2 * lazy_cycle(config)):
-            with NoHostReads() if number >= lazy_cycle(config) else nullcontext():
+        for number in range(2 * step.cycle):
+            with NoHostReads() if number >= step.cycle else nullcontext():
                 step(lambda: batch)
-    drawn = 0 if preset in NOTHING_IS_DRAWN else 2 * lazy_cycle(config)
+    drawn = 0 if preset in NOTHING_IS_DRAWN else 2 * step.cycle
     assert memory.made["fastgan.counter_noise.default"] >= drawn
-    assert step.state.step == 2 * lazy_cycle(config)
+    assert step.state.step == 2 * step.cycle
 
 
 def test_what_is_forbidden_is_found() -> None:

@@ -5,15 +5,6 @@
 
 #include "../norm_act.h"
 
-// The next loop may be vectorised: where its pointers meet, they are equal.
-#if defined(__clang__)
-#define FASTGAN_IVDEP _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define FASTGAN_IVDEP _Pragma("GCC ivdep")
-#else
-#define FASTGAN_IVDEP
-#endif
-
 namespace fastgan {
 namespace {
 

@@ -25,7 +25,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff
 from fastgan.allocator import keep_freed_memory
 from fastgan.errors import FastganError, RankFailed, RankLost, StoppedElsewhere
 from fastgan.launch import end_with_parent, is_first
-from fastgan.terminal import one_line, say_warning
+from fastgan.terminal import nothing_begun, one_line, say_warning
 
 if TYPE_CHECKING:
     from fastgan.cli.commands import Command
@@ -84,9 +84,9 @@ def _say_nothing(*_: object, **__: object) -> None:
 
 def _run(args: Sequence[str]) -> int:
     if args and args[0] == "pack":  # does not wait for PyTorch to load
-        from fastgan.cli.pack import Pack, run_pack
-
+        with nothing_begun():
+            from fastgan.cli.pack import Pack, run_pack
         return run_pack(_parse(Pack, args[1:], prog="fastgan pack"))
-    from fastgan.cli import actions
-
+    with nothing_begun():
+        from fastgan.cli import actions
     return actions.run(parse(args), args)

@@ -115,7 +115,8 @@ def launched(command: Train, config: Config) -> int:
 def run_train(command: Train, arguments: Sequence[str]) -> int:
     config = train_config(command)
     if world := launched(command, config):
-        return launch(world, arguments, lambda line: print(f"fastgan: {line}", file=sys.stderr))
+        command_line = [sys.executable, "-m", "fastgan", *arguments]
+        return launch(world, command_line, lambda line: print(f"fastgan: {line}", file=sys.stderr))
     if command.dry_run:
         from fastgan.trial import dry_run
 
@@ -144,7 +145,7 @@ def run_sample(command: Sample) -> int:
     from fastgan.trained import draw_samples
 
     c = command
-    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say)
+    draw_samples(c.run, c.seeds, c.labels, c.out, c.singles, c.weights, c.device, say, truncation=c.truncation)
     return 0
 
 
@@ -152,7 +153,19 @@ def run_interpolate(command: Interpolate) -> int:
     from fastgan.trained import draw_interpolation as draw
 
     c = command
-    draw(c.run, c.seeds, c.labels, c.frames, c.out, c.fps, c.weights, c.device, say)
+    draw(
+        c.run,
+        c.seeds,
+        c.labels,
+        c.frames,
+        c.out,
+        c.fps,
+        c.weights,
+        c.device,
+        say,
+        truncation=c.truncation,
+        space=c.space,
+    )
     return 0
 
 

@@ -71,6 +71,8 @@ class Sample:
     """PNG file of the grid (default: RUN/samples-SEEDS.png)"""
     singles: Path | None = None
     """also one PNG per seed, into this folder"""
+    truncation: Annotated[float | None, _default("as the run has it")] = None
+    """of a run with styles (stylegan2-...): how near to the mean style, from 1 (as they are) to 0 (the mean)"""
     weights: Literal["average", "live"] = "average"
     """averaged weights, or those of the last step"""
     device: str = "auto"
@@ -93,6 +95,10 @@ class Interpolate:
     """WebP file of the animation (default: RUN/interpolation-SEEDS.webp); the strip lies beside it as PNG"""
     fps: int = 16
     """pictures per second"""
+    truncation: Annotated[float | None, _default("as the run has it")] = None
+    """of a run with styles: how near to the mean style, from 1 (as they are) to 0 (the mean)"""
+    space: Literal["z", "w"] = "z"
+    """z: on the way between latents; w: straight between styles, for a run with styles"""
     weights: Literal["average", "live"] = "average"
     """averaged weights, or those of the last step"""
     device: str = "auto"

@@ -89,10 +89,11 @@ def _pack(command: Pack) -> int:
     rejected = f"{done.rejected:,} rejected"
     if done.rejected:
         rejected += f" ({os.path.join(target, 'rejected.jsonl')} says why)"
+    enlarged = f"; {index.about['enlarged']:,} smaller than that were enlarged" if index.about.get("enlarged") else ""
     speed = f"{done.images_per_second:,.0f} images/s, {clock(done.seconds)}" if done.fresh else "it was there already"
     say(
         f"{target}: {index.count:,} images{classes}, {shape} {index.encoding}, {done.bytes / 1e6:,.1f} MB in {shards}; "
-        f"{rejected}; {speed}"
+        f"{rejected}{enlarged}; {speed}"
     )
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -12,13 +13,26 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Print a line; one that nobody can read (a closed pipe, a name outside the terminal's alphabet) ends no run."""
+    """Print a line; one that nobody can read (a closed pipe or terminal, a name outside the terminal's alphabet) ends
+    no run."""
     try:
         console.print(text, markup=False)
     except UnicodeEncodeError:
         console.print(text.encode("ascii", "backslashreplace").decode(), markup=False)
-    except BrokenPipeError:
-        console.file = open(os.devnull, "w")  # noqa: SIM115  (for the rest of the process)
+    except OSError:
+        nobody_reads()
+
+
+def nobody_reads() -> None:
+    """For the rest of the process, what is printed goes nowhere, with what is waiting to be written when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # no file below it
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(nowhere, stream.fileno())
+    console.file = os.fdopen(nowhere, "w")
 
 
 @contextlib.contextmanager

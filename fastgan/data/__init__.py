@@ -20,6 +20,7 @@ from fastgan.data.pairs import load_pairs, open_packs
 from fastgan.data.photos import HELD_OUT, TRAIN, load_photos, photographs
 from fastgan.data.read import read_images
 from fastgan.data.sources import list_files
+from fastgan.data.stream import is_stream, open_stream
 from fastgan.errors import FastganError
 
 BUILT_IN = ("digits", TRAIN, HELD_OUT)
@@ -39,6 +40,8 @@ def open_images(options: DataOptions, progress: Progress | None = None) -> Image
         return _open_pairs(folder, options, progress)
     if options.path == "digits":
         return load_digits(options)
+    if options.path and is_stream(options.path):
+        return open_stream(options)
     if options.path in (TRAIN, HELD_OUT):
         return load_photos(options)
     if options.path and is_pack(folder):

@@ -68,11 +68,16 @@ def decode(
     if half:
         image = half_of(image, half)
     enlarged = min(image.size) < options.size
+    return fit(image, options, place), enlarged
+
+
+def fit(image: Image.Image, options: DataOptions, place: float | None = None) -> Pixels:
+    """[size, size, channels] of an image in the right mode: cropped and resized."""
     if options.crop == "center" or place is not None:
         image = _square(image, place)
     if image.size != (options.size, options.size):
         image = image.resize((options.size, options.size), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(options.shape), enlarged
+    return np.asarray(image).reshape(options.shape)
 
 
 def _by_turbo(data: bytes, options: DataOptions, full: bool) -> Pixels | None:

@@ -11,16 +11,18 @@ numbers. Pixels cross the bus as uint8; they are turned into floating point and 
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastgan.contract import Batch
@@ -31,6 +33,7 @@ from fastgan.errors import FastganError, suggest
 from fastgan.kernels.ingest import ingest, ingest_into
 
 PREFETCH = 3  # batches that are ready or being made
+KEPT = 2 * PREFETCH + 4  # buffers that are used again, of both sets
 CLOSE_SECONDS = 10.0
 RESIDENT_SHARE = 0.25  # of the device's free memory: what the networks need comes on top, and is not known yet
 UPLOAD_BYTES = 64 << 20
@@ -71,6 +74,28 @@ class _Clock:
     seconds: float = 0.0
 
 
+class _Memory:
+    """Host memory for batches, used again as soon as no tensor in it is left: fresh pages cost as much as the copy.
+
+    A tensor made from an array holds on to it, so that the array's references tell.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[NDArray[Any]] = [np.empty(1)]
+        self._unused = next(sys.getrefcount(array) for array in self._arrays)
+        self._arrays.clear()
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        unused = [sys.getrefcount(array) <= self._unused and array.shape == shape for array in self._arrays]
+        if True in unused:
+            return torch.from_numpy(self._arrays[unused.index(True)])
+        tensor = torch.empty(shape, dtype=dtype)
+        if len(self._arrays) < KEPT:
+            self._arrays.append(tensor.numpy())
+            return torch.from_numpy(self._arrays[-1])
+        return tensor
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Which samples a rank gets, and the queues between the thread and the consumer."""
@@ -103,7 +128,7 @@ class Feeder:
 
     batch: images per batch of this rank
     mirror: show a random half of the samples flipped left to right
-    dtype: of the images, whose values are (uint8 - 127.5) / 127.5, computed in float32
+    dtype: of the images, whose values are (uint8 - 127.5) / 127.5, computed in float32; uint8: as they are stored
     source: a second set of images for each batch; None: that of `images`, if there is one
     aligned: image number i of `source` is the partner of image i, and mirrored with it; else it comes in an order of
         its own. As `images` says where `source` is None.
@@ -142,13 +167,21 @@ class Feeder:
         self.device, self.dtype = torch.device(device), dtype
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches so far."""
-        self.kind = "resident" if _is_resident(kind, images, source, self.device) else images.kind
+        self.kind: str = images.kind
+        self._on_device: tuple[Tensor | None, Tensor | None] = (None, None)
+        if _is_resident(kind, images, source, self.device):
+            try:
+                self._on_device, self.kind = _upload(images, source, self.device), "resident"
+            except torch.OutOfMemoryError:  # somebody else took it meanwhile
+                if kind != "auto":
+                    raise
         order = Order(seed, len(images), batch, batch * world, mirror, len(source) if source else 0, aligned)
+        order = replace(order, block=images.block, source_block=source.block if source else 0)
         self._plan = _Plan(images, source, order, self.kind == "resident")
         self._sample = first_sample + rank * batch
         self._staged: _Staged | BaseException | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._on_device = _upload(images, source, self.device) if self._plan.resident else (None, None)
+        self._memory = _Memory()
         for _ in range(PREFETCH):
             self._plan.free.put(self._new_slot())
         self._thread = threading.Thread(
@@ -242,6 +275,10 @@ class Feeder:
         if side.pixels.dtype == torch.float32:  # by the thread, on the CPU
             return side.pixels.to(self.dtype).permute(0, 3, 1, 2)
         pixels = side.pixels if resident is None else resident.index_select(0, side.pixels)
+        if self.dtype == torch.uint8:
+            if side.flipped is not None:
+                pixels = torch.where(side.flipped[:, None, None, None], pixels.flip(2), pixels)
+            return pixels.permute(0, 3, 1, 2)
         return ingest(pixels, side.flipped, self.dtype)
 
     def _new_slot(self) -> _Slot:
@@ -252,11 +289,12 @@ class Feeder:
         def side(images: ImageSet) -> _Side:
             on_device = plan.resident or self.device.type != "cpu"
             shape: tuple[int, ...] = (number, images.size, images.size, images.channels)
-            kind = torch.uint8 if on_device else torch.float32
+            kind = torch.uint8 if on_device or self.dtype == torch.uint8 else torch.float32
             if plan.resident:
                 shape, kind = (number,), torch.int64
             flipped = torch.empty(number, dtype=torch.bool, pin_memory=pin) if plan.order.mirror else None
-            return _Side(torch.empty(shape, dtype=kind, pin_memory=pin), flipped)
+            pinned = torch.empty(shape, dtype=kind, pin_memory=True) if pin else None
+            return _Side(self._memory.take(shape, kind) if pinned is None else pinned, flipped)
 
         labels = None if plan.images.labels is None else torch.empty(number, dtype=torch.int64, pin_memory=pin)
         return _Slot(side(plan.images), labels, None if plan.source is None else side(plan.source))
@@ -305,7 +343,10 @@ def _upload(images: ImageSet, source: ImageSet | None, device: torch.device) -> 
             whole[start : start + len(numbers)] = torch.from_numpy(one.read(numbers)).to(device)
         return whole
 
-    return upload(images), upload(source) if source is not None else None
+    uploaded = upload(images), upload(source) if source is not None else None
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # batches may be gathered on any stream
+    return uploaded
 
 
 def _produce(plan: _Plan, first: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, prod
@@ -39,11 +40,11 @@ def load(files: Files, options: DataOptions, progress: Progress | None = None) -
 
     def examine(index: int) -> None:
         try:
+            if in_memory:
+                pixels[index], enlarged[index] = decode(io.BytesIO(files.read(index)), options, half=files.half)
+                return
             with files.open(index) as stream:
-                if in_memory:
-                    pixels[index], enlarged[index] = decode(stream, options, half=files.half)
-                else:
-                    enlarged[index] = min(open_image(stream, options).size) < options.size
+                enlarged[index] = min(open_image(stream, options).size) < options.size
         except BadImage as error:
             bad[index] = f"{printable(files.names[index])} {error}"
 
@@ -84,8 +85,7 @@ def _fetch_on_demand(files: Files, kept: Indices, options: DataOptions) -> Calla
             for position in positions:
                 file = int(kept[indices[position]])
                 try:
-                    with files.open(file) as stream:
-                        out[position], _ = decode(stream, options, half=files.half)
+                    out[position], _ = decode(io.BytesIO(files.read(file)), options, half=files.half)
                 except BadImage as error:
                     raise FastganError(
                         f"{files.name}: {printable(files.names[file])} {error}; replace or remove it, or raise "

@@ -26,8 +26,10 @@ class ImageSet:
     classes: names of the classes, in the order of their numbers; () without labels
     summary: one line for the log
     left_out: one line for each unusable image that was left out
+    rejected: how many were left out before, when the set was packed; `left_out` then names the first of them
     kind: where `fetch` has the pixels from, which decides how they reach the device:
         "memory", "mapped" (raw in files that are mapped), "decoded" (whenever they are asked for) or "stream"
+    block: images that are near each other in the storage, and are shuffled among themselves; 0: any are as near
     unpacked: whether these are files that `fastgan pack` would take
     names_sha256: hash of the images' names without endings, in order; sets that share it are aligned; "" if unknown
     source: the second set of a translation, None where there is none
@@ -43,7 +45,9 @@ class ImageSet:
     labels: Indices | None = None
     classes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    rejected: int = 0
     kind: Literal["memory", "mapped", "decoded", "stream"] = "memory"
+    block: int = 0
     unpacked: bool = False
     names_sha256: str = ""
     source: ImageSet | None = None

@@ -96,22 +96,21 @@ def _rows(text: str, suffix: str, where: str) -> Iterator[tuple[str, int | str]]
         for number, name, label in pairs:
             if not isinstance(name, str):
                 raise FastganError(f"{where}: entry {number}: expected the name of an image, got {str(name)[:50]!r}")
-            yield name.replace("\\", "/").removeprefix("./"), _valid(label, number, where)
+            yield name.replace("\\", "/").removeprefix("./"), class_label(label, f"{where}: entry {number}")
     except csv.Error as error:
         raise FastganError(f"{where}: cannot be read as a table ({error})") from error
 
 
-def _valid(label: object, number: int, where: str) -> int | str:
-    if isinstance(label, str):
-        label = label.strip()
-        if re.fullmatch(r"\d{1,9}", label):
-            label = int(label)
-    good_number = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES
-    if good_number or (isinstance(label, str) and 0 < len(label) <= 1000):
-        return label  # type: ignore[return-value]
-    raise FastganError(
-        f"{where}: entry {number}: expected a class number below {MAX_CLASSES:,} or a name, got {str(label)[:50]!r}"
-    )
+def class_label(label: object, where: str) -> int | str:
+    """A class number, also where it is written as text, or the name of a class. Raises FastganError for all else."""
+    value = label.strip() if isinstance(label, str) else label
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?", value):
+        value = int(value) if re.fullmatch(r"\d{1,9}", value) else None  # a number, but not of a class
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_CLASSES:
+        return value
+    if isinstance(value, str) and 0 < len(value) <= 1000:
+        return value
+    raise FastganError(f"{where}: expected a class number below {MAX_CLASSES:,} or a name, got {str(label)[:50]!r}")
 
 
 def _from_json(text: str, where: str) -> Iterator[tuple[int, Any, Any]]:

@@ -25,8 +25,9 @@ class DataOptions:
 
     path: str = "digits"
     """A folder of PNG, JPEG and WebP images, a .zip or .tar of one, WebDataset tars (a folder of them, or
-    name-{000..099}.tar), a pack (fastgan pack), "digits": those that scikit-learn ships, or "photos": patches of
-    photographs that scikit-learn and scikit-image ship, without those of "photos:held-out"."""
+    name-{000..099}.tar), a pack (fastgan pack), a litdata dataset (a folder, or a URL such as s3://...), "digits":
+    those that scikit-learn ships, or "photos": patches of photographs that scikit-learn and scikit-image ship, without
+    those of "photos:held-out"."""
 
     size: int = 64
     """Side of the square images, in pixels."""

@@ -32,6 +32,7 @@ class Order:
     batch: samples of a batch of this rank;  stride: samples that all ranks together take per batch
     source: images of the second set, 0 without one;  aligned: it is shown in the order of the first, mirrored alike;
     else in an order of its own, and mirrored by coins of its own
+    block, source_block: ImageSet.block of the two
     """
 
     seed: int
@@ -41,6 +42,8 @@ class Order:
     mirror: bool
     source: int = 0
     aligned: bool = False
+    block: int = 0
+    source_block: int = 0
 
     def picks(self, first: int) -> Iterator[Picks]:
         """Of the batches from sample number `first` of this rank on, without end."""
@@ -48,14 +51,14 @@ class Order:
         offsets = (self.stride * np.arange(number)[:, None] + np.arange(self.batch)).reshape(-1)
         for start in count(first, self.stride * number):
             samples = start + offsets
-            images = image_order(self.seed, self.count, samples)
+            images = image_order(self.seed, self.count, samples, self.block)
             flipped = flips(self.seed, samples) if self.mirror else None
             source, source_flipped = None, None
             if self.source and self.aligned:
                 source, source_flipped = images, flipped
             elif self.source:
                 second = second_seed(self.seed)
-                source = image_order(second, self.source, samples)
+                source = image_order(second, self.source, samples, self.source_block)
                 source_flipped = flips(second, samples) if self.mirror else None
             for at in range(0, len(samples), self.batch):
                 here = slice(at, at + self.batch)

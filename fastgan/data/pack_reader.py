@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,24 @@ from fastgan.data.files import printable
 from fastgan.data.folder import shares
 from fastgan.data.image_set import ImageSet, Indices, Pixels, describe
 from fastgan.data.jpeg import decode_jpeg, jpeg_header
+from fastgan.data.mapping import can_be_joined, map_joined
 from fastgan.data.options import DataOptions
-from fastgan.data.pack_format import AGAIN, CHECKSUMS, LABELS, OFFSETS, PackIndex, map_table, read_index, shard_path
+from fastgan.data.pack_format import (
+    AGAIN,
+    CHECKSUMS,
+    LABELS,
+    OFFSETS,
+    REJECTED,
+    PackIndex,
+    map_table,
+    read_index,
+    shard_path,
+)
 from fastgan.errors import FastganError
 
 VERIFIED_AT_ONCE = 4096  # images
+MOST_REJECTED, MOST_REJECTED_BYTES = 100, 1 << 20
+SHARE_BYTES = 1 << 20  # that are worth handing to a second thread
 COLD = 0.5  # a pack larger than this part of the memory is read at random from the disk, not from the page cache
 Progress = Callable[[int, int], None]
 
@@ -44,6 +59,7 @@ class Pack:
     offsets: NDArray[np.uint64] | None
     labels: Indices | None
     maps: dict[int, mmap.mmap] = field(default_factory=dict)
+    joined: Pixels | None = None
     raw: dict[int, Pixels] = field(default_factory=dict)
 
     @property
@@ -65,7 +81,7 @@ class Pack:
                     mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise FastganError(f"pack {self.name}: {path.name}: {error.strerror}; {AGAIN}") from error
-            if hasattr(mapped, "madvise") and self.base[-1] > COLD * memory_bytes():
+            if hasattr(mapped, "madvise") and self.cold:
                 mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead: the neighbours of an image are not asked for
             self.maps[shard] = mapped
         return self.maps[shard]
@@ -77,15 +93,33 @@ class Pack:
             self.raw[shard] = np.frombuffer(self.map(shard), np.uint8).reshape(shape)
         return self.raw[shard]
 
-    def fetch_raw(self, indices: Indices, out: Pixels) -> None:
-        """ImageSet.fetch of a raw pack."""
-        if len(self.index.shards) == 1:
-            np.take(self.pixels(0), indices, axis=0, out=out, mode="clip")  # "clip" lets it write into `out`
+    @property
+    def cold(self) -> bool:
+        """Whether images come from the disk, since the pack is too large to stay in memory."""
+        return bool(self.base[-1] > COLD * memory_bytes())
+
+    def gather(self, indices: Indices, out: Pixels) -> None:
+        """Copies raw images `indices` [N] into `out`."""
+        whole = self.joined if len(self.index.shards) > 1 else self.pixels(0)
+        if whole is not None:
+            np.take(whole, indices, axis=0, out=out, mode="clip")  # "clip" lets it write into `out`
             return
         shards = np.searchsorted(self.first, indices, side="right") - 1
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             out[here] = self.pixels(int(shard))[indices[here] - self.first[shard]]
+
+    def join(self) -> None:
+        """Maps all shards of a raw pack as one array, where that can be done."""
+        sizes = [shard.bytes for shard in self.index.shards]
+        if len(sizes) > 1 and can_be_joined(sizes):
+            paths = [shard_path(self.folder, shard) for shard in range(len(sizes))]
+            try:
+                joined = map_joined(paths, sizes, at_random=self.cold)
+            except OSError as error:
+                name = Path(error.filename or "").name
+                raise FastganError(f"pack {self.name}: {name}: {error.strerror}; {AGAIN}") from error
+            self.joined = None if joined is None else joined.reshape(self.index.count, *self.index.shape)
 
     def encoded(self, image: int) -> memoryview:
         """The bytes of a JPEG or PNG image. Raises FastganError where the table points anywhere else."""
@@ -146,12 +180,13 @@ def open_pack(folder: Path, options: DataOptions) -> ImageSet:
     raw, size = index.encoding == "raw", int(pack.base[-1])
     shards = f"{len(index.shards)} shard" + "s" * (len(index.shards) > 1)
     rejected = index.about.get("rejected", 0)
+    rejected = rejected if isinstance(rejected, int) else 0
     return ImageSet(
         name=pack.name,
         size=index.size,
         channels=index.channels,
         count=index.count,
-        fetch=pack.fetch_raw if raw else _decoder(pack, options.threads),
+        fetch=_gatherer(pack, options.threads) if raw else _decoder(pack, options.threads),
         labels=pack.labels,
         classes=index.classes,
         summary=describe(
@@ -162,9 +197,44 @@ def open_pack(folder: Path, options: DataOptions) -> ImageSet:
             where=f"pack of {size / 1e6:,.1f} MB {'raw' if raw else index.encoding.upper()} in {shards}",
             notes=(f"{rejected:,} rejected when packing (rejected.jsonl)",) if rejected else (),
         ),
+        left_out=_rejects(folder) if rejected else (),
+        rejected=rejected,
         kind="mapped" if raw else "decoded",
         names_sha256=index.order,
     )
+
+
+def _rejects(folder: Path) -> tuple[str, ...]:
+    """The first lines of rejected.jsonl in words; what is no such line is passed over: nothing depends on it."""
+    lines = []
+    try:
+        with (folder / REJECTED).open("rb") as file:
+            for line in file.read(MOST_REJECTED_BYTES).splitlines()[:MOST_REJECTED]:
+                entry = json.loads(line)
+                lines.append(printable(f"{entry['name']} {entry['reason']}"))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return tuple(lines)
+
+
+def _gatherer(pack: Pack, threads: int) -> Callable[[Indices, Pixels], None]:
+    """Copies at the speed of one core, or of two for large batches. From a disk by all threads: each waits for it."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fastgan-gather")
+    pack.join()
+    most, least = (threads, 1) if pack.cold else (min(threads, 2), SHARE_BYTES)
+
+    def fetch(indices: Indices, out: Pixels) -> None:
+        parts = max(1, min(most, len(indices), out.nbytes // least))
+        if parts == 1:
+            pack.gather(indices, out)
+            return
+        cuts = [len(indices) * i // parts for i in range(parts + 1)]
+        rest = [pool.submit(pack.gather, indices[a:b], out[a:b]) for a, b in pairwise(cuts[1:])]
+        pack.gather(indices[: cuts[1]], out[: cuts[1]])
+        for part in rest:
+            part.result()
+
+    return fetch
 
 
 def _decoder(pack: Pack, threads: int) -> Callable[[Indices, Pixels], None]:

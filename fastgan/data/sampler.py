@@ -26,15 +26,36 @@ _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FLIPS = 0xD1B54A32D192ED03  # keeps the flips apart from the order
 _PLACES = 0x8CB92BA72F3D8DD7  # and the places of random crops
+_BLOCKS = 0xE7037ED1A0B428DB  # and the order of blocks from that in each
 _SECOND = 0xA0761D6478BD642F  # and the order of a second set of images
 
 
-def image_order(seed: int, count: int, samples: Indices) -> Indices:
-    """Image numbers [N] in [0, count) of the global sample numbers `samples` [N] >= 0."""
+def image_order(seed: int, count: int, samples: Indices, block: int = 0) -> Indices:
+    """Image numbers [N] in [0, count) of the global sample numbers `samples` [N] >= 0.
+
+    block: 0, or images that are shown one after another in shuffled order, before those of another block; the last ones
+        of an epoch are the images that fill no block
+    """
     assert 1 <= count <= MAX_COUNT, count
     epoch = samples // count
     position = (samples - epoch * count).astype(np.uint64)
     key = _mix(_hash(seed) + epoch.astype(np.uint64))
+    if not 0 < block < count:
+        return _permuted(position, key, count).astype(np.int64)
+    blocks = count // block
+    number = position // np.uint64(block)
+    image = position - number * np.uint64(block)
+    whole = np.flatnonzero(number < blocks)
+    number[whole] = _permuted(number[whole], _mix(key[whole] + np.uint64(_BLOCKS)), blocks)
+    key = _mix(key + number)
+    image[whole] = _permuted(image[whole], key[whole], block)
+    rest = np.flatnonzero(number == blocks)
+    image[rest] = _permuted(image[rest], key[rest], max(count - blocks * block, 1))
+    return (number * np.uint64(block) + image).astype(np.int64)
+
+
+def _permuted(position: NDArray[np.uint64], key: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+    """A permutation of [0, count) for each key, of the positions [N]."""
     rows = isqrt(count - 1) + 1
     rows += rows % 2  # on an odd by odd grid all rounds would be even permutations
     columns = -(-count // rows)
@@ -44,7 +65,7 @@ def image_order(seed: int, count: int, samples: Indices) -> Indices:
     while outside.size:
         image[outside] = _shuffle(image[outside], key[outside], rows, columns, rounds)
         outside = outside[image[outside] >= count]
-    return image.astype(np.int64)
+    return image
 
 
 def flips(seed: int, samples: Indices) -> NDArray[np.bool_]:

@@ -38,15 +38,23 @@ def list_files(source: str, *, max_megapixels: float) -> Files:
             ) from error
         raise FastganError(f"data {printable(source)!r}: {error.strerror}; {ADVICE}") from error
     if stat.S_ISDIR(mode):
-        tars = sorted(path.glob("*.tar"))
-        if tars and not any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
-            return _tars(tars, source, max_bytes)
-        return list_folder(path)
+        tars = _only_tars(path)
+        return _tars(tars, source, max_bytes) if tars else list_folder(path)
     if not stat.S_ISREG(mode):
         raise FastganError(f"data {printable(source)!r} is neither a folder nor a file; {ADVICE}")
     if path.suffix.lower() == ".tar" or (path.suffix.lower() != ".zip" and tarfile.is_tarfile(path)):
         return _tars([path], source, max_bytes)
     return _stamped(list_zip(path, max_bytes=max_bytes), [path])
+
+
+def _only_tars(folder: Path) -> list[Path]:
+    """The tars right in a folder that has no images beside them; [] for any other folder."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:  # list_folder will say so
+        return []
+    tars = [folder / name for name in names if name.endswith(".tar") and not name.startswith(".")]
+    return [] if any(name.lower().endswith(SUFFIXES) for name in names) else tars
 
 
 def _tars(paths: list[Path], source: str, max_bytes: float) -> Files:

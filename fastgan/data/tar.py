@@ -20,7 +20,7 @@ import numpy as np
 
 from fastgan.data.decode import SUFFIXES, BadImage
 from fastgan.data.files import Files, is_hidden, printable, refuse_unsafe
-from fastgan.data.labels import MAX_CLASSES, numbered
+from fastgan.data.labels import class_label, numbered
 from fastgan.errors import FastganError
 
 MOST_AT_ONCE = 1 << 20  # bytes that one header, with its long names, may take
@@ -177,10 +177,4 @@ def _label(path: Path, member: tarfile.TarInfo, ending: str) -> int | str | None
                 return None
     except (ValueError, RecursionError) as error:
         raise FastganError(f"{where}: cannot be read as a label ({type(error).__name__})") from error
-    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
-        value = int(value)
-    if (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_CLASSES) or (
-        isinstance(value, str) and 0 < len(value) <= 1000
-    ):
-        return value
-    raise FastganError(f"{where}: expected a class number below {MAX_CLASSES:,} or a name, got {str(value)[:50]!r}")
+    return class_label(value, where)

@@ -10,6 +10,7 @@ from fastgan.gans.conditional import ConditionalGAN
 from fastgan.gans.cycle import CycleGAN
 from fastgan.gans.inpainting import Inpainting
 from fastgan.gans.mixture import MixtureGAN
+from fastgan.gans.stylegan2 import StyleBasedGAN
 from fastgan.gans.super_resolution import SuperResolution
 from fastgan.gans.translation import Translation
 from fastgan.gans.unconditional import UnconditionalGAN
@@ -24,6 +25,7 @@ __all__ = [
     "InferenceGAN",
     "Inpainting",
     "MixtureGAN",
+    "StyleBasedGAN",
     "SuperResolution",
     "Translation",
     "UnconditionalGAN",

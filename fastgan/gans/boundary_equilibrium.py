@@ -134,9 +134,9 @@ class _Play:
         with frozen(self.critic):
             loss = self.critic.energy(fake).mean()
             loss.backward()  # type: ignore[no-untyped-call]
-        lack = self.options.gamma * self.real_energy - loss.detach()
         with torch.no_grad():
-            self.critic.balance.add_(self.options.rate * group_mean(lack)).clamp_(0, 1)
+            lack = group_mean(self.options.gamma * self.real_energy - loss.detach())
+            self.critic.balance.add_(self.options.rate * lack).clamp_(0, 1)
         return {
             "loss": loss.detach(),
             "balance": self.critic.balance.clone(),

@@ -19,8 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from fastgan.kernels._runtime.aot import BUDGETS, AotCase, Compiled, compile_case, specialise
 from fastgan.kernels.conv_transpose_bn_act import cases as conv_transpose
 from fastgan.kernels.masked_act import triton as masked_act
+from fastgan.kernels.modulated_act import triton as modulated_act
 
-CASES = (masked_act.aot_cases, conv_transpose.aot_cases)  # of every op
+CASES = (masked_act.aot_cases, modulated_act.aot_cases, conv_transpose.aot_cases)  # of every op
 COLUMNS = ("op", "case", "arch", "registers", "spills", "shared", "instructions", "")
 
 

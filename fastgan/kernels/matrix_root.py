@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, suggest
+from fastgan.kernels.symmetric_eigenvalues import symmetric_eigenvalues
 from fastgan.kernels.symmetric_product import symmetric_product
 
 Method = Literal["auto", "cholesky_eigh", "cholesky_svd", "polar"]
@@ -76,7 +77,10 @@ def sqrtm_trace(cov1: Any, cov2: Any, method: Method = "auto") -> Any:
             f"leading dimensions of cov1 {list(first.shape)} and cov2 {list(second.shape)} do not broadcast; "
             "make them equal"
         ) from None
-    value = root_norm(factor(first, "cov1"), second, "cov2", method).value
+    # Products of extreme numbers would underflow or overflow where their roots do not.
+    sizes = [size if size > 0 and not 1e-60 < size < 1e60 else 1.0 for size in map(largest_variance, (first, second))]
+    first, second = (cov if size == 1 else cov / size for cov, size in zip((first, second), sizes, strict=True))
+    value = root_norm(factor(first, "cov1"), second, "cov2", method).value * (sizes[0] ** 0.5 * sizes[1] ** 0.5)
     if not value.dim():
         return float(value)
     return value if isinstance(cov1, Tensor) or isinstance(cov2, Tensor) else value.numpy()
@@ -95,8 +99,11 @@ def root_norm(first: Factor, cov: Tensor, name: str = "covariance", method: Meth
     return product_norm(first, factor(cov, name), method)
 
 
-def product_norm(first: Factor, second: Factor, method: Method = "auto") -> NuclearNorm:
-    """|F_1ᵀ F_2|_* of (1), with the method's error estimate; leading dimensions broadcast."""
+def product_norm(first: Factor, second: Factor, method: Method = "auto", tolerance: float = TOLERANCE) -> NuclearNorm:
+    """|F_1ᵀ F_2|_* of (1), with the method's error estimate; leading dimensions broadcast.
+
+    tolerance: relative error estimate beyond which "auto" takes the singular values instead
+    """
     product = first.matrix.mT @ second.matrix
     rank = torch.minimum(first.rank, second.rank)
     if method == "cholesky_svd":
@@ -107,7 +114,7 @@ def product_norm(first: Factor, second: Factor, method: Method = "auto") -> Nucl
         norm = by_eigenvalues(product, rank)
     if method != "auto":
         return norm
-    doubtful = ~(norm.error <= TOLERANCE * norm.value)  # NaN is doubtful
+    doubtful = ~(norm.error <= tolerance * norm.value)  # NaN is doubtful
     if bool(doubtful.any()):
         exact = by_singular_values(product[doubtful])
         value, error = norm.value.clone(), norm.error.clone()
@@ -130,15 +137,16 @@ def by_eigenvalues(product: Tensor, rank: Tensor | None = None) -> NuclearNorm:
     An eigenvalue is off by about EPS of the largest: its root by half that over itself, at random where it is far above
     that rounding, and by the root of the rounding, always upwards, where it is not.
     """
-    gram = product @ product.mT if product.shape[-2] <= product.shape[-1] else product.mT @ product
-    size = gram.shape[-1]
+    wide = product if product.shape[-2] <= product.shape[-1] else product.mT
+    size = wide.shape[-2]
     if not size:
         return by_singular_values(product)
-    values = torch.linalg.eigvalsh(gram)
+    values = symmetric_eigenvalues(lower_gram(wide))
     counted = torch.ones_like(values, dtype=torch.bool)
     if rank is not None:
         counted = torch.arange(size, device=values.device) >= size - rank[..., None]
-    return sum_of_roots(values, counted, 4 * EPS * values[..., -1:].clamp_min(0))
+    rounding = (4 + size**0.5 / 4) * EPS * values[..., -1:].clamp_min(0)
+    return sum_of_roots(values, counted, rounding)
 
 
 def by_congruence(lower: Tensor, cov: Tensor) -> tuple[NuclearNorm, Tensor]:
@@ -146,20 +154,20 @@ def by_congruence(lower: Tensor, cov: Tensor) -> tuple[NuclearNorm, Tensor]:
 
     Its rounding is relative to |lower|² |cov|, which where the two hardly overlap is far above the largest eigenvalue.
     """
-    values = torch.linalg.eigvalsh(congruence(lower, cov))
+    values = symmetric_eigenvalues(congruence(lower, cov))
     rounding = 4 * EPS * torch.linalg.vector_norm(lower, dim=(-2, -1)).square() * symmetric_norm(cov)
     norm = sum_of_roots(values, torch.ones_like(values, dtype=torch.bool), rounding[..., None])
     return norm, (values[..., 0] > 4 * rounding) & (norm.error <= TOLERANCE * norm.value)
 
 
 def congruence(lower: Tensor, cov: Tensor) -> Tensor:
-    """[..., d, d] of which the lower triangle is that of lowerᵀ cov lower, and the rest is left as it came.
+    """[..., d, d] of which the lower triangle is that of lowerᵀ cov lower; above it some is and some is zero.
 
     lower: [..., d, d], lower triangular;  cov: [..., d, d], symmetric. About d³ operations, where two products of
     matrices have 4 d³: row i of the result needs only rows and columns from i on of cov lower, and of both factors.
     """
     shape = torch.broadcast_shapes(lower.shape, cov.shape)  # type: ignore[no-untyped-call]
-    product, out = lower.new_empty(shape), lower.new_empty(shape)
+    product, out = lower.new_empty(shape), lower.new_zeros(shape)
     panels = [slice(start, min(start + PANEL, shape[-1])) for start in range(0, shape[-1], PANEL)]
     for columns in panels:
         below = slice(columns.start, None)
@@ -167,6 +175,15 @@ def congruence(lower: Tensor, cov: Tensor) -> Tensor:
     for rows in panels:
         below, before = slice(rows.start, None), slice(0, rows.stop)
         out[..., rows, before] = lower[..., below, rows].mT @ product[..., below, before]
+    return out
+
+
+def lower_gram(a: Tensor) -> Tensor:
+    """[..., m, m] of which the lower triangle is that of a aᵀ; above it some is and some is zero. a: [..., m, n]"""
+    out = a.new_zeros(*a.shape[:-1], a.shape[-2])
+    for start in range(0, a.shape[-2], PANEL):
+        stop = start + PANEL
+        out[..., start:stop, :stop] = a[..., start:stop, :] @ a[..., :stop, :].mT
     return out
 
 
@@ -243,7 +260,7 @@ def by_polar_factor(product: Tensor) -> NuclearNorm:
 
 def covariance(name: str, value: Any) -> Tensor:
     """`value` [..., d, d] as an fp64 tensor that is exactly symmetric; refuses what cannot be a covariance."""
-    given = torch.as_tensor(value)
+    given = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))  # a list in fp64
     if given.is_complex() or given.dim() < 2 or given.shape[-1] != given.shape[-2] or not given.shape[-1]:
         raise FastganError(f"{name}: expected real square matrices [..., d, d], got {given.dtype} {list(given.shape)}")
     matrix = given.detach().double()
@@ -264,6 +281,11 @@ def covariance(name: str, value: Any) -> Tensor:
     if low < 0:
         raise FastganError(f"{name}: expected variances >= 0 on the diagonal, got {low:.3g}")
     return (matrix + matrix.mT) / 2 if asymmetry else matrix
+
+
+def largest_variance(cov: Tensor) -> float:
+    """On the diagonals of [..., d, d]: the largest entry of any that is positive semi-definite."""
+    return float(cov.diagonal(dim1=-2, dim2=-1).amax()) if cov.numel() else 0.0
 
 
 def asymmetry_of(matrix: Tensor) -> Tensor:

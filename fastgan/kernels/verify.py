@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fastgan.kernels import (
     counter_noise,
     ingest,
     masked_act,
+    modulated_act,
     symmetric_product,
 )
 from fastgan.kernels._runtime.measure import Unfit, relative
@@ -118,6 +120,34 @@ def check_masked_act(device: torch.device) -> int:
             theirs = masked_act.reference_apply(u, mask, slope, bias, scale)
             made = masked_act.apply_mask(u, mask, slope, bias, scale)
             count += expect(case, made, exact, allowed(dtype, theirs, exact))
+    return count
+
+
+def check_modulated_act(device: torch.device) -> int:
+    """A whole layer and the modulation alone: output and all gradients."""
+    count = 0
+    for (case, (shape, last)), dtype in itertools.product(modulated_act.CASES.items(), (torch.float32, *HALF)):
+        n, c, h, w = shape
+        if 0 in shape:
+            continue
+        x, grad = (in_layout(random(shape, device, dtype, seed), last) for seed in (0, 1))
+        sizes = ((n, c), (n, 1, h, w), (), (c,))
+        vectors = [random(size, device, torch.float32, 2 + seed) for seed, size in enumerate(sizes)]
+        for what, (slope, gain) in {"layer": (0.2, 2**0.5), "modulate": (1.0, 1.0)}.items():
+            given: list[Any] = [x, *vectors] if what == "layer" else [x, vectors[0], None, None, None]
+            doubled = [None if t is None else t.double() for t in given]
+            runs: list[tuple[Tensor, ...]] = []
+            run: Any
+            for tensors, g, run in (
+                (given, grad, torch.ops.fastgan.modulated_act_backward),
+                (given, grad, modulated_act.reference_backward),
+                (doubled, grad.double(), modulated_act.reference_backward),
+            ):
+                act: Any = torch.ops.fastgan.modulated_act if not runs else modulated_act.reference
+                runs.append((act(*tensors, slope, gain), *run(g, *tensors, slope, gain)))
+            for name, made, library, exact in zip(("output", "dx", "sums"), *runs, strict=True):
+                fp32 = SUMS if name == "sums" else 1e-5
+                count += expect(f"{case}, {what}: {name}", made, exact, allowed(dtype, library, exact, fp32))
     return count
 
 
@@ -225,6 +255,7 @@ CHECKS: dict[str, Check] = {
     "counter_noise": check_counter_noise,
     "ingest": check_ingest,
     "masked_act": check_masked_act,
+    "modulated_act": check_modulated_act,
     "symmetric_product": check_symmetric_product,
 }
 

@@ -24,7 +24,7 @@ def gather(name: str, source: Any, features: Any = None, *, batch_size: int = 64
     if count < least:
         raise FastganError(f"{name}: expected at least {least} samples, got {count}; add some")
     out = batches[0] if len(batches) == 1 else torch.cat(batches)
-    if not bool(out.isfinite().all()):
+    if not all(bool(bound.isfinite()) for bound in torch.aminmax(out)):  # NaN shows in both
         rows = int((~out.isfinite().all(1)).sum())
         raise FastganError(
             f"{name}: expected finite features, got NaN or infinity in {rows} of {count} samples; "
@@ -76,3 +76,11 @@ def source_name(features: Any) -> str:
         return features
     name = getattr(features, "name", None)
     return name if isinstance(name, str) else getattr(features, "__name__", type(features).__name__)
+
+
+def network_of(features: Any) -> str:
+    """What FeatureStatistics keep of a network: all that decides features, in words; "" where it does not say."""
+    p = getattr(features, "protocol", None)
+    if p is None or not hasattr(p, "weights"):
+        return ""
+    return f"{source_name(features)}, resize {p.resize}, weights {p.weights[:16]}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PIECE = 512  # samples at a time: they fit in a cache
+
 
 @dataclass(frozen=True)
 class ClusterOptions:
@@ -36,10 +38,17 @@ def cluster(x: Tensor, clusters: int, runs: int, options: ClusterOptions) -> Ten
 
 
 def scaled(x: Tensor) -> Tensor:
-    """Centred and over the largest absolute value, fp32: clusters do not depend on either."""
-    centre = x.double().mean(0)
-    size = float((x.double() - centre).abs().amax()) or 1.0
-    return ((x.double() - centre) / size).float()
+    """Centred and over the largest absolute value, fp32: clusters do not depend on either, so roughly will do."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    centre = x.mean(0, dtype=wide)
+    size = torch.zeros((), dtype=wide, device=x.device)
+    for piece in torch.split(x, PIECE):
+        size = torch.stack([size, *(v.abs() for v in torch.aminmax(piece.to(wide) - centre))]).amax()
+    size = torch.where(size > 0, size, 1)
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    for piece, into in zip(torch.split(x, PIECE), torch.split(out, PIECE), strict=True):
+        into.copy_((piece.to(wide) - centre).div_(size))
+    return out
 
 
 def distances(points: Tensor, centres: Tensor) -> Tensor:

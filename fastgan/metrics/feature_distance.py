@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastgan.errors import FastganError
-from fastgan.metrics.checks import at_least_one, few, gather, same_network, seed_of, source_name
+from fastgan.metrics.checks import at_least_one, few, gather, network_of, same_network, seed_of, source_name
 from fastgan.metrics.result import Result
 from fastgan.metrics.sources import features_of
 from fastgan.metrics.statistics import FeatureStatistics
@@ -49,7 +49,7 @@ def statistics_of(name: str, source: Any, features: Any = None, batch_size: int 
     elif isinstance(source, (str, os.PathLike)) and str(source).endswith(".npz"):
         out = FeatureStatistics.load(source)
     else:
-        out = FeatureStatistics()
+        out = FeatureStatistics(network_of(features))
         try:
             for batch in features_of(source, features, batch_size=batch_size):
                 out.update(batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ def frechet_distance(mu1: Any, cov1: Any, mu2: Any, cov2: Any, method: Method = 
 
     Never negative: a difference that rounding brings below 0 is 0.
     """
+    cov1, cov2 = (cov if isinstance(cov, Tensor) else np.asarray(cov) for cov in (cov1, cov2))
     first, second = mean_of("mu1", mu1, cov1), mean_of("mu2", mu2, cov2)
     root = sqrtm_trace(cov1, cov2, method)
     shift = (first - second).square().sum(-1)
@@ -38,7 +40,7 @@ def distance_from(shift: Tensor, traces: Any, root: Any) -> Tensor:
 
 
 def mean_of(name: str, mu: Any, cov: Any) -> Tensor:
-    given = torch.as_tensor(mu)
+    given = mu if isinstance(mu, Tensor) else torch.as_tensor(np.asarray(mu))  # a list in fp64
     if given.is_complex() or not given.dim() or tuple(given.shape[-1:]) != tuple(cov.shape[-1:]):
         raise FastganError(
             f"{name}: expected a mean [..., d] that goes with its covariance {list(cov.shape)}, got {list(given.shape)}"

@@ -124,13 +124,25 @@ def images_of(source: Any) -> Images:
             lambda size, first, step: iter(torch.split(pixels, size)[first::step]),
         )
     if isinstance(source, Iterable) and not isinstance(source, (bytes, dict)):
-        return Images(
-            "images", lambda size: chain.from_iterable(torch.split(eight_bits(batch), size) for batch in source)
-        )
+        return Images("images", lambda size: chain.from_iterable(torch.split(x, size) for x in of_one_size(source)))
     raise FastganError(
         "images: expected a folder, zip or pack, an array or a tensor [N, C, H, W], or batches of them, got "
         f"{type(source).__name__}"
     )
+
+
+def of_one_size(batches: Iterable[Any]) -> Iterator[Tensor]:
+    """In 8 bits. FastganError where a batch has images of another shape than those before it."""
+    shape: list[int] | None = None
+    for batch in batches:
+        images = eight_bits(batch)
+        if shape is not None and list(images.shape[1:]) != shape:
+            raise FastganError(
+                f"images: expected [N, C, H, W] of one size, got {shape} and then {list(images.shape[1:])}; bring them "
+                "to one size first"
+            )
+        shape = list(images.shape[1:])
+        yield images
 
 
 def eight_bits(batch: Any) -> Tensor:

@@ -16,6 +16,9 @@ from fastgan.errors import FastganError
 from fastgan.kernels.matrix_root import Factor, covariance, factor, product_norm, root_norm
 from fastgan.metrics.frechet import distance_from, mean_of
 
+MANY = 256  # samples from which on roots of eigenvalues, three times as fast, may stand for singular values
+CLOSE = 1e-10  # their relative error estimate up to which they do; what it estimates is mostly far smaller
+
 
 class FeatureStatistics:
     """Of features [n, d]: count n, mean [d] and covariance [d, d] with ddof = 1, in fp64.
@@ -23,9 +26,12 @@ class FeatureStatistics:
     Each batch is centred on its own mean and merged by Chan's formula, so that nothing cancels. The features themselves
     are kept while n <= d: the distance to others then comes from their singular values, exact where a singular
     covariance costs half of the digits, and faster.
+
+    network: what made the features, in words; "" where that is not known. Statistics of two networks do not mix.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, network: str = "") -> None:
+        self.network = network
         self.count: int | None = 0  # None: read from a file that does not say
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean)(x - mean)ᵀ, over what is not kept
@@ -68,6 +74,8 @@ class FeatureStatistics:
             )
         if not other.count:
             return self
+        self._same_network(other)
+        self.network = self.network or other.network
         if other._kept is not None:
             return self.update(other._all())
         self._fits(other.size, "other statistics")
@@ -121,10 +129,11 @@ class FeatureStatistics:
         return scatter if self.count is None else scatter / (self.count - 1)
 
     def frechet_distance(self, other: FeatureStatistics) -> float:
-        """Exact where either side keeps its features (n <= d)."""
+        """Exact to rounding where either side keeps its features (n <= d); from 256 samples on at least to 1e-10."""
         self._enough(2)
         other._enough(2)
         self._fits(other.size, "other statistics")
+        self._same_network(other)
         first = self._factor("the first covariance")
         device = first.matrix.device
         if self._kept is None and other._kept is None:
@@ -132,18 +141,21 @@ class FeatureStatistics:
         else:
             second = other._factor("the second covariance")
             second = Factor(second.matrix.to(device), second.rank.to(device))
-            root = product_norm(first, second, "cholesky_svd").value
+            few = min(first.matrix.shape[-1], second.matrix.shape[-1]) < MANY
+            root = product_norm(first, second, "cholesky_svd" if few else "auto", CLOSE).value
         traces = self._variance() + other._variance().to(device)
         return float(distance_from((self.mean() - other.mean().to(device)).square().sum(), traces, root))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """.npz with `mu` and `sigma`, as pytorch-fid's; also `count`, and `features` while they are kept."""
+        """.npz with `mu` and `sigma`, as pytorch-fid's; also `count`, `network`, and `features` while they are kept."""
         arrays = {"mu": self.mean(), "sigma": self.cov()}
         if self._kept is not None:
             arrays["features"] = self._all()
         contents = {key: value.cpu().numpy() for key, value in arrays.items()}
         if self.count is not None:
             contents["count"] = np.array(self.count)
+        if self.network:
+            contents["network"] = np.array(self.network)
         target = Path(path)
         temporary = target.with_name(target.name + ".tmp")
         try:
@@ -166,7 +178,7 @@ class FeatureStatistics:
             raise FastganError(
                 f"{path}: expected mu [d] and sigma [d, d], got {list(mean.shape)} and {list(sigma.shape)}"
             )
-        out = cls()
+        out = cls(str(contents["network"]) if "network" in contents else "")
         if "features" in contents:
             out.update(contents["features"])
             if out.size != len(mean) or not np.allclose(out.mean().numpy(), mean.numpy(), rtol=1e-8, atol=1e-12):
@@ -193,7 +205,8 @@ class FeatureStatistics:
             return factor(self.cov(), name)
         features = self._all()
         columns = (features - features.mean(0)).div_((self.count - 1) ** 0.5).mT
-        return Factor(columns, torch.tensor(min(columns.shape), device=columns.device))
+        rank = min(self.count - 1, self.size)  # one less than there are: they are centred
+        return Factor(columns, torch.tensor(rank, device=columns.device))
 
     def _all(self) -> Tensor:
         """The kept features, [n, d]."""
@@ -228,6 +241,13 @@ class FeatureStatistics:
         if self.size not in (0, size):
             raise FastganError(
                 f"{what}: expected {self.size} features per sample, got {size}; use the same network for both"
+            )
+
+    def _same_network(self, other: FeatureStatistics) -> None:
+        if self.network and other.network and self.network != other.network:
+            raise FastganError(
+                f"the statistics are of two networks or preparations ({self.network}; and {other.network}): make both "
+                "with the same"
             )
 
     def _enough(self, count: int) -> None:

@@ -7,9 +7,10 @@ from fastgan.models.r3gan import R3GAN
 from fastgan.models.resnet import ResNet
 from fastgan.models.resnet_translator import ResNetTranslator
 from fastgan.models.srresnet import SRCritic, SRResNet
+from fastgan.models.stylegan2 import StyleGAN2
 from fastgan.models.unet import UNet
 
-NETWORKS = {"dcgan": DCGAN, "dense": Dense, "r3gan": R3GAN, "resnet": ResNet}
+NETWORKS = {"dcgan": DCGAN, "dense": Dense, "r3gan": R3GAN, "resnet": ResNet, "stylegan2": StyleGAN2}
 """Name -> family. A new family is its file, its test and its line here."""
 
 # Networks from images to images, and their critics: `translator`, `upscaler`, `critic`.
@@ -24,5 +25,6 @@ __all__ = [
     "ResNetTranslator",
     "SRCritic",
     "SRResNet",
+    "StyleGAN2",
     "UNet",
 ]

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError, suggest
-from fastgan.models.sizes import at_least_one, levels, per_image
+from fastgan.models.msg_gan import MultiScaleCritic, MultiScaleGenerator
+from fastgan.models.sizes import at_least_one, check_attention, levels, per_image
 from fastgan.models.spectral import spectral_norm
-from fastgan.nn import ConditionalBatchNormAct2d, ConditionalSequential, fuse
+from fastgan.nn import ConditionalBatchNormAct2d, ConditionalSequential, SelfAttention2d, fuse
 
 GENERATOR_NORMS = ("batch", "none")
 CRITIC_NORMS = ("batch", "none", "spectral")
@@ -36,6 +37,8 @@ class DCGAN:
     max_width:      most channels anywhere
     generator_norm: "batch" or "none"
     critic_norm:    "batch" as published; "none", for gradient penalties; "spectral" (Miyato et al. 2018)
+    attention:      resolution at which both networks have self-attention (Zhang et al. 2019; 0: nowhere)
+    multi_scale:    images at all resolutions from generator to critic (fastgan.models.msg_gan)
     """
 
     generator_width: int = 64
@@ -43,6 +46,8 @@ class DCGAN:
     max_width: int = 1024
     generator_norm: str = "batch"
     critic_norm: str = "batch"
+    attention: int = 0
+    multi_scale: bool = False
 
     def __post_init__(self) -> None:
         at_least_one(
@@ -59,7 +64,11 @@ class DCGAN:
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S] in (-1, 1). FastganError for sizes that are not 16, 32, ..., 512."""
         widths = self._widths(image, self.generator_width)
-        return fuse(Generator(latent, widths, image.channels, norm=self.generator_norm))
+        plain = Generator(latent, widths, image.channels, norm=self.generator_norm, attention=self.attention)
+        if not self.multi_scale:
+            return fuse(plain)
+        blocks = [fuse(block) for block in plain.blocks]  # each by itself: their results are looked at one by one
+        return MultiScaleGenerator(blocks, widths, image.channels, plain.to_image)
 
     def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
         """(z [N, latent], labels [N]) -> [N, C, S, S]: conditional batch normalisation. FastganError as generator."""
@@ -68,17 +77,23 @@ class DCGAN:
                 f"DCGAN: generator_norm {self.generator_norm!r} has no batch normalisation for labels to scale; set it "
                 "to 'batch', or the system's labels to 'concatenation'"
             )
-        widths = self._widths(image, self.generator_width)
-        return fuse(Generator(latent, widths, image.channels, norm=self.generator_norm, classes=image.classes))
+        if self.multi_scale:
+            raise FastganError("DCGAN: multi_scale has no labels inside; set it to false, or labels to 'concatenation'")
+        widths, classes = self._widths(image, self.generator_width), image.classes
+        norm, attention = self.generator_norm, self.attention
+        return fuse(Generator(latent, widths, image.channels, norm=norm, attention=attention, classes=classes))
 
     def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
         """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes that are not 16, 32, ..., 512."""
-        widths = self._widths(image, self.critic_width)
-        return fuse(Critic(image.channels, widths[::-1], norm=self.critic_norm, outputs=outputs))
+        widths, small = self._widths(image, self.critic_width)[::-1], image.channels if self.multi_scale else 0
+        norm, attention = self.critic_norm, self.attention
+        plain = Critic(image.channels, widths, norm=norm, outputs=outputs, attention=attention, small=small)
+        return MultiScaleCritic([fuse(b) for b in plain.blocks], plain.to_logit) if small else fuse(plain)
 
     def _widths(self, image: ImageShape, width: int) -> list[int]:
         """Channels at 4x4, 8x8, ..., S/2."""
         inner = levels("DCGAN", image, 16, 512)[:-1]
+        check_attention("DCGAN", self.attention, inner)
         return [min(width * image.size // (2 * size), self.max_width) for size in inner]
 
 
@@ -89,13 +104,17 @@ class Generator(nn.Module):
     classes: with them it is (z, labels [N]) -> images, the norms conditional
     """
 
-    def __init__(self, latent: int, widths: list[int], channels: int, *, norm: str, classes: int = 0) -> None:
+    def __init__(self, latent: int, widths: list[int], channels: int, *, norm: str, classes: int = 0,
+                 attention: int = 0) -> None:  # fmt: skip
         super().__init__()
         bias = norm != "batch"
         blocks: list[nn.Module] = []
         for before, width in zip([latent, *widths], widths, strict=False):
             conv = _conv_transpose(before, width, bias=bias, first=not blocks)
-            blocks.append(_labelled(conv, classes) if classes else _block(conv, norm, nn.ReLU(inplace=True)))
+            block = _labelled(conv, classes) if classes else _block(conv, norm, nn.ReLU(inplace=True))
+            if attention == 4 << len(blocks):
+                block = type(block)(block, SelfAttention2d(width))
+            blocks.append(block)
         self.blocks = ConditionalSequential(*blocks) if classes else nn.Sequential(*blocks)
         self.to_image = _block(_conv_transpose(widths[-1], channels, bias=bias), "none", nn.Tanh())
         _initialise(self)
@@ -110,17 +129,22 @@ class Critic(nn.Module):
     """x [N, channels, S, S] -> logits [N] or [N, outputs], S = 2^(len(widths) + 2).
 
     blocks: one per halving of the size, each a Sequential (conv, norm, act); to_logit: convolution to 1x1
+    small: channels of an image beside the result of each block (MultiScaleCritic)
     """
 
-    def __init__(self, channels: int, widths: list[int], *, norm: str, outputs: int = 1) -> None:
+    def __init__(self, channels: int, widths: list[int], *, norm: str, outputs: int = 1, attention: int = 0,
+                 small: int = 0) -> None:  # fmt: skip
         super().__init__()
         bias = norm != "batch"
         blocks: list[nn.Module] = []
-        for before, width in zip([channels, *widths], widths, strict=False):
+        for before, width in zip([channels, *(w + small for w in widths)], widths, strict=False):
             conv = nn.Conv2d(before, width, 4, stride=2, padding=1, bias=bias)
-            blocks.append(_block(conv, norm if blocks else "none", nn.LeakyReLU(0.2, inplace=True)))
+            block = _block(conv, norm if blocks else "none", nn.LeakyReLU(0.2, inplace=True))
+            blocks.append(block)
+            if attention == 2 << (len(widths) - len(blocks) + 1):
+                blocks[-1] = nn.Sequential(block, SelfAttention2d(width, twice=True))
         self.blocks = nn.Sequential(*blocks)
-        self.to_logit = nn.Conv2d(widths[-1], outputs, 4, bias=bias)
+        self.to_logit = nn.Conv2d(widths[-1] + small, outputs, 4, bias=bias)
         _initialise(self)
         if norm == "spectral":
             for layer in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from fastgan.contract import ImageShape
-from fastgan.models.sizes import at_least_one, levels, per_image
+from fastgan.models.sizes import at_least_one, check_attention, levels, per_image
 from fastgan.models.spectral import spectral_norm
-from fastgan.nn import ConditionalBatchNormAct2d, fuse
+from fastgan.nn import ConditionalBatchNormAct2d, SelfAttention2d, fuse
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
@@ -38,12 +38,14 @@ class ResNet:
 
     generator_width, critic_width: channels at the image's size
     generator_max_width, critic_max_width: most channels at the smaller sizes
+    attention: resolution at which both networks have self-attention (Zhang et al. 2019; 0: nowhere)
     """
 
     generator_width: int = 256
     generator_max_width: int = 256
     critic_width: int = 128
     critic_max_width: int = 128
+    attention: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(
@@ -56,15 +58,17 @@ class ResNet:
 
     def generator(self, image: ImageShape, latent: int) -> nn.Module:
         """z [N, latent] -> [N, C, S, S] in (-1, 1). FastganError for sizes but 32, 64, 128, 256."""
-        return fuse(Generator(latent, self._widths(image), image.channels))
+        return fuse(Generator(latent, self._widths(image), image.channels, attention=self.attention))
 
     def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
         """(z [N, latent], labels [N]) -> [N, C, S, S]: conditional batch normalisation. FastganError as generator."""
-        return fuse(Generator(latent, self._widths(image), image.channels, classes=image.classes))
+        options = {"classes": image.classes, "attention": self.attention}
+        return fuse(Generator(latent, self._widths(image), image.channels, **options))
 
     def _widths(self, image: ImageShape) -> list[int]:
         """The generator's channels at 4x4, 8x8, ..., S."""
         sizes = levels("ResNet", image, 32, 256)
+        check_attention("ResNet", self.attention, sizes[1:-1])
         widths = [min(self.generator_width * image.size // s, self.generator_max_width) for s in sizes[1:]]
         return [widths[0], *widths]
 
@@ -73,7 +77,9 @@ class ResNet:
         sizes = levels("ResNet", image, 32, 256)
         halvings, keeps = (2, 2) if image.size == 32 else (len(sizes) - 1, 1)
         widths = [min(self.critic_width << i, self.critic_max_width) for i in range(halvings)]
-        return Critic(image.channels, widths, keeps, outputs)
+        check_attention("ResNet", self.attention, [image.size >> (i + 1) for i in range(halvings)])
+        after = (image.size // self.attention).bit_length() - 1 if self.attention else 0
+        return Critic(image.channels, widths, keeps, outputs, attend_after=after)
 
 
 class Generator(nn.Module):
@@ -83,18 +89,22 @@ class Generator(nn.Module):
     classes: with them it is (z, labels [N]) -> images, the norms conditional
     """
 
-    def __init__(self, latent: int, widths: list[int], channels: int, *, classes: int = 0) -> None:
+    def __init__(self, latent: int, widths: list[int], channels: int, *, classes: int = 0, attention: int = 0) -> None:
         super().__init__()
         self.start = _xavier(nn.Linear(latent, 16 * widths[0]))
         self.blocks = nn.ModuleList(UpBlock(*pair, classes) for pair in pairwise(widths))
+        self.attended = attention.bit_length() - 3 if attention else 0  # after so many blocks
+        self.attention = SelfAttention2d(widths[self.attended]) if attention else None
         self.norm = _norm(widths[-1], classes)
         self.to_image = _xavier(nn.Conv2d(widths[-1], channels, 3, padding=1))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         start: Tensor = self.start(z)
         x = start.view(z.shape[0], 4, 4, -1).permute(0, 3, 1, 2)  # channels-last strides, no copy
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, start=1):
             x = block(x) if labels is None else block(x, labels)
+            if self.attention is not None and number == self.attended:
+                x = self.attention(x)
         return torch.tanh(self.to_image(_norm_relu(self.norm, x, labels)))
 
 
@@ -104,12 +114,15 @@ class Critic(nn.Module):
     widths: channels after each block that halves the size; keeps: number of blocks behind them that do not
     """
 
-    def __init__(self, channels: int, widths: list[int], keeps: int, outputs: int = 1) -> None:
+    def __init__(self, channels: int, widths: list[int], keeps: int, outputs: int = 1, attend_after: int = 0) -> None:
         super().__init__()
         first, last = widths[0], widths[-1]
         halving = [DownBlock(before, width) for before, width in pairwise(widths)]
         keeping = [DownBlock(last, last, pool=False) for _ in range(keeps)]
-        self.blocks = nn.Sequential(DownBlock(channels, first, pixels=True), *halving, *keeping)
+        blocks: list[nn.Module] = [DownBlock(channels, first, pixels=True), *halving, *keeping]
+        if attend_after:
+            blocks.insert(attend_after, SelfAttention2d(widths[attend_after - 1], twice=True))
+        self.blocks = nn.Sequential(*blocks)
         self.to_logit = _xavier(nn.Linear(last, outputs))
         for layer in [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]:
             spectral_norm(layer)

@@ -28,6 +28,14 @@ def at_least_one(family: str, **options: int) -> None:
             raise FastganError(f"{family}: {name} must be 1 or more, got {value}")
 
 
+def check_attention(family: str, attention: int, sizes: list[int]) -> None:
+    """FastganError unless `attention` is 0 or one of the resolutions `sizes`."""
+    if attention and attention not in sizes:
+        raise FastganError(
+            f"{family}: attention must be 0 or one of the resolutions {', '.join(map(str, sizes))}, got {attention}"
+        )
+
+
 def per_image(values: Tensor) -> Tensor:
     """What a critic returns for the values [N, outputs, 1...] of its last layer: [N], or [N, outputs] if several."""
     return values.flatten() if values.shape[1] == 1 else values.flatten(1)

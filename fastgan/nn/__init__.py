@@ -1,3 +1,4 @@
+from fastgan.nn.attention import SelfAttention2d
 from fastgan.nn.conditional import ConditionalBatchNormAct1d, ConditionalBatchNormAct2d, ConditionalSequential
 from fastgan.nn.fuse import Record, fuse, fused
 from fastgan.nn.modules import BatchNormAct2d, BiasAct, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
@@ -12,6 +13,7 @@ __all__ = [
     "ConvTransposeBatchNormAct1d",
     "ConvTransposeBatchNormAct2d",
     "Record",
+    "SelfAttention2d",
     "fuse",
     "fused",
     "share_statistics",

@@ -80,38 +80,51 @@ def _lock(descriptor: int, out: Path) -> None:
         warnings.warn(f"{out} cannot be locked ({reason(error)}): start one command at a time in it", stacklevel=4)
 
 
-def find_checkpoint(
-    out: Path, resume: str, warn: Callable[[str], None], copy_to: str = ""
-) -> checkpoints.Checkpoint | None:
+def fetch_copy(out: Path, resume: str, copy_to: str, warn: Callable[[str], None]) -> None:
+    """Brings a checkpoint into a new or empty `out`: from the URL that `resume` is, or from where copies of this run
+    go. For one rank, before all of them call `find_checkpoint`. Raises FastganError."""
+    source = resume if is_url(resume) else copy_to if resume == "auto" else ""
+    if not source or (out.exists() and not out.is_dir()):
+        return
+    if _names_in(out):
+        if source == resume:
+            warn(f"{out} holds a run already: going on with it, not with {resume}")
+        return
+    Mirror(source).fetch(out / "checkpoints", warn)
+
+
+def find_checkpoint(out: Path, resume: str, warn: Callable[[str], None]) -> checkpoints.Checkpoint | None:
     """What a run starts from, by `--resume auto|never|PATH|URL`; None for a fresh start.
 
-    copy_to: where the run's checkpoints are copied to: with "auto" they are fetched from there if `out` has none.
     FastganError where `out` is not a run folder, or holds a run that must not be overwritten.
     """
     if out.exists() and not out.is_dir():
         raise FastganError(f"--out {out} is a file; name a folder")
-    source = resume if is_url(resume) else copy_to if resume == "auto" else ""
-    branch = None if resume in ("auto", "never") or source else Path(resume)
+    branch = None if resume in ("auto", "never") or is_url(resume) else Path(resume)
     if branch is not None and out.resolve() in branch.resolve().parents:
         return load(branch, warn)  # back to an earlier checkpoint of the same run
     own = checkpoints.load_latest(out / "checkpoints", warn) if resume != "never" else None
     if own is not None:
-        if resume != "auto":
-            warn(f"{out} holds a run already: going on with it, not with {resume}")
+        if branch is not None:
+            warn(f"{out} holds a run already: going on with it, not with {branch}")
         return own
-    # Hidden names are not looked at: a kill while config.toml was written leaves only its temporary file.
-    names = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
+    if is_url(resume):
+        raise FastganError(f"{resume} has no checkpoint; name what output.copy_to was for a run")
+    names = _names_in(out)
     if resume == "never" and "checkpoints" in names:
         raise FastganError(f"--out {out} holds a run already; choose a new --out, or let --resume auto go on with it")
     if names and "config.toml" not in names:
         raise FastganError(f"--out {out} holds {names[0]!r} and is not a run folder; choose a new or empty --out")
-    if source:
-        Mirror(source).fetch(out / "checkpoints", warn)
-        fetched = checkpoints.load_latest(out / "checkpoints", warn)
-        if fetched is None and resume != "auto":
-            raise FastganError(f"{source} has no checkpoint; name what output.copy_to was for a run")
-        return fetched
     return None if branch is None else load(branch, warn)
+
+
+def _names_in(out: Path) -> list[str]:
+    """What is in a run folder, but for what a kill leaves before there is anything: hidden files, such as the temporary
+    one of config.toml, and a folder for checkpoints without any."""
+    names = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.exists() else []
+    if names == ["checkpoints"] and not any(not p.name.startswith(".") for p in (out / "checkpoints").iterdir()):
+        return []
+    return names
 
 
 def load(path: Path, warn: Callable[[str], None]) -> checkpoints.Checkpoint:
@@ -146,7 +159,7 @@ def check_same_run(
         if theirs.get(f"{group}kind") == "none":  # what is switched off has no options that matter
             theirs = {key: value for key, value in theirs.items() if not key.startswith(group)}
             mine = {key: value for key, value in mine.items() if not key.startswith(group)}
-    for key in sorted(theirs.keys() | mine.keys()):
+    for key in sorted(theirs.keys() | mine.keys(), key=lambda key: (not key.endswith(".kind"), key)):
         if not key.startswith(FREE) and theirs.get(key) != mine.get(key):
             raise FastganError(
                 f"{saved.path.parent.parent} holds another run: {key} was {theirs.get(key)!r} there and is "

@@ -88,6 +88,8 @@ class Mirror:
                     raise FastganError(f"{self.url}/{name}/{file} is damaged: {size} bytes, not {record['bytes']}")
                 self._files.get_file(f"{self._root}/{name}/{file}", str(temporary / file))
             checkpoint.adopt(temporary, folder / name)
+        except FastganError as error:
+            raise type(error)(str(error).replace(str(temporary), f"{self.url}/{name}")) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,7 +1,8 @@
 """report.html: one file that shows a run. Pictures and curves are inside; it loads nothing, runs no script.
 
 What it is made from, all of it optional: stats.jsonl, reals.png, fakes-IMAGES.png, config.toml, kernels.json
-(a list of {op, implementation, reason}), next.txt (a command a line), about.json ({data, device} in words).
+(a list of {op, implementation, reason}), next.txt (a command a line), about.json ({data, device, feeder} in words,
+rejected: how many images, left_out: why)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fastgan.errors import FastganError
 from fastgan.run.chart import Array, Curve, chart, short
 from fastgan.run.files import reason, write_atomic
 from fastgan.run.log import POSITION, read_statistics
+from fastgan.run.report_time import PART, data, times
 
 # Curves that may share a chart: its title, and what the names of their statistics contain.
 GROUPS = (
@@ -44,7 +46,7 @@ ALONE = {
     "peak_memory_mb": ("Peak memory, MiB", 1.0),
     "skipped": ("Turns skipped because not finite", 1.0),
 }
-NOT_DRAWN = {POSITION, "step", "seconds", "progress", "skipped_in_a_row"}
+NOT_DRAWN = {POSITION, "step", "seconds", "progress", "skipped_in_a_row", "feeder_images_per_second"}
 READING = "Hover over a chart for its values. Where a curve is noisy, its moving average is drawn over it."
 SAME_SCALE = 20.0  # curves share a chart where the largest is at most so many times the smallest
 MOMENTS = 12  # fakes over time
@@ -69,6 +71,8 @@ def write_report(out: Path) -> Path:
         pictures=_pictures(out),
         strip=_over_time(out),
         curves=_curves(statistics),
+        times=times(statistics) or _none("No times yet: they come with the first tick."),
+        data=data(about if isinstance(about, dict) else {}, statistics) or _none("No record of the data yet."),
         kernels=_kernels(_read_json(out / "kernels.json")),
         commands=_commands(_read_text(out / "next.txt")),
         config=_config(_read_text(out / "config.toml")),
@@ -230,7 +234,11 @@ def _embed(path: Path, longest: int) -> str:
 def _curves(statistics: dict[str, Array]) -> str:
     """A chart for every group of statistics, or several where their scales lie apart."""
     x, x_name = _positions(statistics)
-    keys = [k for k in statistics if k not in NOT_DRAWN | ALONE.keys() and np.isfinite(statistics[k]).any()]
+    keys = [
+        k
+        for k in statistics
+        if k not in NOT_DRAWN | ALONE.keys() and not k.startswith(PART) and np.isfinite(statistics[k]).any()
+    ]
     charts = []
     for title, pattern in (*GROUPS, ("Other", "")):
         group = [k for k in keys if re.search(pattern, k)]

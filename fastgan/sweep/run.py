@@ -16,6 +16,7 @@ from fastgan.errors import UnsupportedCritic
 from fastgan.sweep.analysis import Analysis, analyse, refuse_unless_tail
 from fastgan.sweep.capture import Capture, Program, callers_modes, capture_of, refuse_hooks, remember_apart
 from fastgan.sweep.code import Plan, plan
+from fastgan.sweep.deliver import accumulate
 from fastgan.sweep.graph import aten_graph, value_of, without_autocast
 from fastgan.sweep.logits import check_logits
 from fastgan.sweep.probe import probe, same_logits
@@ -383,26 +384,3 @@ def _plain_attributes(module: nn.Module) -> list[dict[str, Any]]:
 def _add(total: dict[Tensor, Tensor], grads: dict[Tensor, Tensor]) -> None:
     for parameter, grad in grads.items():
         total[parameter] = total[parameter].add_(grad) if parameter in total else grad
-
-
-def accumulate(grads: dict[Tensor, Tensor]) -> None:
-    """Add the gradients to `.grad` by autograd's own hands: layouts, sums and hooks as ever. It empties `grads`."""
-    parameters, values = list(grads), list(grads.values())
-    grads.clear()  # autograd copies what someone else holds
-    with torch.enable_grad():
-        _Deliver.apply(values, *parameters).backward()  # type: ignore[no-untyped-call]
-
-
-class _Deliver(torch.autograd.Function):
-    """A scalar whose gradients by the parameters are the given values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.values = values
-        return torch.zeros((), device=parameters[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:
-        values = tuple(ctx.values)
-        ctx.values.clear()
-        return (None, *values)

@@ -120,3 +120,61 @@ def test_flips_are_a_fair_coin_of_seed_and_sample() -> None:
     per_image = np.bincount(image, weights=coins, minlength=1000)  # of 100 showings
     assert per_image.min() > 25
     assert per_image.max() < 75
+
+
+@pytest.mark.parametrize(
+    ("count", "block"), [(1000, 64), (1000, 7), (65, 64), (64, 64), (10, 64), (4096, 1024), (9, 1)]
+)
+def test_blocks_are_permuted_and_so_is_each(count: int, block: int) -> None:
+    samples = np.arange(3 * count)
+    order = image_order(7, count, samples, block).reshape(3, count)
+    assert (np.sort(order, axis=1) == np.arange(count)).all()
+    whole = count // block * block
+    if 0 < block < count:
+        for epoch in order:
+            pieces = epoch[:whole].reshape(-1, block) // block
+            assert (pieces == pieces[:, :1]).all()  # one block after the other
+            assert (epoch[whole:] >= whole).all()
+    picked = np.random.default_rng(0).permutation(samples)[:50]
+    assert (image_order(7, count, picked, block) == order.reshape(-1)[picked]).all()
+
+
+def test_blocks_are_shuffled_differently() -> None:
+    order = image_order(1, 6400, np.arange(12800), 64).reshape(2, 100, 64)
+    first = order[:, :, 0] // 64
+    assert len(set(first[0].tolist())) == 100
+    assert (first[0] == first[1]).sum() < 10
+    inside = order % 64
+    assert (inside[0, 0] != inside[0, 1]).mean() > 0.8
+    table = np.zeros((64, 64))
+    np.add.at(table, (np.broadcast_to(np.arange(64), (200, 64)), inside.reshape(200, 64)), 1)
+    assert stats.chisquare(table.ravel()).pvalue > EVEN
+
+
+def test_a_billion_images_take_no_memory_and_no_time() -> None:
+    import tracemalloc
+
+    image_order(0, 10, np.arange(10))
+    tracemalloc.start()
+    try:
+        for start in (0, 10**9 - 2048, 7 * 10**9 + 123_456_789, 10**15):
+            piece = image_order(11, 10**9, start + np.arange(4096))
+            assert 0 <= piece.min() < piece.max() < 10**9
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 10**10),
+    first=st.integers(0, 10**12),
+    batch=st.integers(1, 40),
+    world=st.integers(1, 9),
+)
+def test_ranks_of_any_number_share_out_the_same_samples(count: int, first: int, batch: int, world: int) -> None:
+    steps = np.arange(3)
+    whole = image_order(2, count, first + np.arange(3 * batch * world))
+    parts = [first + (steps[:, None] * world + rank) * batch + np.arange(batch) for rank in range(world)]
+    together = np.stack([image_order(2, count, part.reshape(-1)).reshape(3, batch) for part in parts], 1)
+    assert (together.reshape(-1) == whole).all()

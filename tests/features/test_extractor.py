@@ -14,6 +14,7 @@ from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
 from fastgan.features import Extractor, FeatureProtocol, open_extractor
 from fastgan.features.digits import FILE, prepare, train_digits
+from fastgan.features.extractor import in_bf16
 
 
 class Mean(nn.Module):
@@ -126,3 +127,18 @@ def test_a_damaged_cache_of_the_digits_is_mended(tmp_path: Path, monkeypatch: py
     (tmp_path / "weights" / FILE).write_bytes(b"broken")
     assert open_extractor("digits", device="cpu").protocol == first.protocol
     assert (tmp_path / "weights" / FILE).stat().st_size > 1000
+
+
+def test_bf16_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (5, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    layer = torch.nn.Conv2d(3, 4, 3)
+    run = lambda x: layer(x.float() / 255).mean((2, 3))  # noqa: E731
+    exact = Extractor(FeatureProtocol("mine", "", "", "", ""), run, torch.device("cpu"))
+    made = in_bf16(exact)
+    assert made.protocol.arithmetic == "bf16"
+    error = (made(images) - exact(images)).norm() / exact(images).norm()
+    assert made(images).dtype == torch.float32
+    assert 1e-6 < error < 2e-2
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(FastganError, match="no instructions for it"):
+        open_extractor("vgg16", bf16=True, device="cpu")

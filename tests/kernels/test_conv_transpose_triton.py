@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "fastgan" / "kernels" / "conv_transpose_bn_act"
 K4 = Phases((2, 2), (2, 2), (1, 1))
 
+LONG = pytest.mark.long
+
 
 # ---- phases, boxes and patches
 
@@ -149,7 +151,15 @@ def test_which_version_and_how_many_parts() -> None:
     assert calls.weight_gradient(x, grad, K4, calls.Prologue(), x.dtype, how)[0][0].grid == (16, 16)
 
 
-@pytest.mark.parametrize("table", ["layers pointers", "layers descriptors", "odd pointers", "image pointers"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "layers descriptors",
+        "odd pointers",
+        pytest.param("layers pointers", marks=LONG),
+        pytest.param("image pointers", marks=LONG),
+    ],
+)
 def test_same_as_float64(table: str) -> None:
     interpret(str(ROOT / "tests" / "transposed.py"), *table.split())
 

@@ -94,6 +94,13 @@ def test_congruence_is_the_product_over_panels_and_batches(monkeypatch: pytest.M
         assert (made - want).norm() < 1e-14 * want.norm()
 
 
+def test_the_gram_matrix_over_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_root, "PANEL", 16)
+    for shape in ((1, 3), (16, 16), (2, 37, 50)):
+        a = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
+        assert (matrix_root.lower_gram(a).tril() - (a @ a.mT).tril()).norm() < 1e-14 * (a @ a.mT).norm()
+
+
 def test_the_second_covariance_is_factored_only_where_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     inner = matrix_root.factor
@@ -124,6 +131,14 @@ def test_a_product_far_below_its_factors_is_not_taken_for_precise() -> None:
     norm, certain = matrix_root.by_congruence(lower, torch.from_numpy(y))
     assert not bool(certain)
     assert float(norm.error) > abs(float(norm.value) - np.sqrt(first * second).sum())
+
+
+@pytest.mark.parametrize(("one", "other"), [(1e-300, 1e-300), (1e300, 1e-300), (1e200, 1e200), (1e-120, 1.0)])
+def test_trace_of_extreme_covariances(one: float, other: float) -> None:
+    x, y = cov(centred(50, 16, 0)), cov(centred(50, 16, 1))
+    want = sqrtm_trace(x, y) * np.sqrt(one) * np.sqrt(other)
+    for method in METHODS:
+        assert sqrtm_trace(x * one, y * other, method) == pytest.approx(want, rel=1e-11)  # type: ignore[arg-type]
 
 
 def test_estimates_bound_the_error_and_auto_falls_back() -> None:

@@ -52,6 +52,7 @@ def test_against_scipy_and_singular_values(d: int) -> None:
     assert got == pytest.approx(exact(x, y), rel=1e-11)
     assert frechet_distance(*(torch.from_numpy(v) for v in (m, s, n, t))) == pytest.approx(got, rel=1e-13)
     assert of(x).frechet_distance(of(y)) == pytest.approx(got, rel=1e-11)
+    assert frechet_distance(m.tolist(), s.tolist(), n.tolist(), t.tolist()) == pytest.approx(got, rel=1e-13)
     if d <= 64:
         old = ((m - n) ** 2).sum() + np.trace(s + t) - 2 * scipy.linalg.sqrtm(s @ t).trace().real
         assert got == pytest.approx(old, rel=1e-8)
@@ -62,6 +63,20 @@ def test_few_samples_are_exact(n1: int, n2: int) -> None:
     x, y = features(n1, 64, 2), features(n2, 64, 3)
     assert of(x).frechet_distance(of(y)) == pytest.approx(exact(x, y), rel=1e-12)
     assert frechet_distance(*moments(x), *moments(y)) == pytest.approx(exact(x, y), rel=1e-8)
+
+
+def test_few_samples_by_eigenvalues_are_exact_or_go_by_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastgan.kernels import matrix_root
+
+    calls: list[int] = []
+    inner = matrix_root.by_singular_values
+    monkeypatch.setattr(matrix_root, "by_singular_values", lambda p: (calls.append(len(p)), inner(p))[1])
+    x, y = features(300, 400, 20), features(310, 400, 21)
+    assert of(x).frechet_distance(of(y)) == pytest.approx(exact(x, y), rel=1e-12)
+    assert not calls
+    y[1:6] = y[0]  # five samples are the same: singular values of zero, at which roots lose half of the digits
+    assert of(x).frechet_distance(of(y[:290])) == pytest.approx(exact(x, y[:290]), rel=1e-12)
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("n", [20, 64, 500])

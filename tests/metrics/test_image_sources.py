@@ -113,7 +113,7 @@ def test_floats_are_rounded_not_truncated() -> None:
         (torch.full((2, 3, 4, 4), torch.nan), "expected values in [-1, 1], got nan to nan"),
         (PIXELS.int(), "expected uint8, or float in [-1, 1], got torch.int32"),
         ([PIXELS, "x"], "expected an array or a tensor [N, C, H, W], got str"),
-        (17, "expected a folder or zip, an array or a tensor [N, C, H, W], or batches of them, got int"),
+        (17, "expected a folder, zip or pack, an array or a tensor [N, C, H, W], or batches of them, got int"),
         ("/no/such/place", "no such file or folder"),
     ],
 )
@@ -156,3 +156,11 @@ def test_metrics_take_images(folder: Path) -> None:
     score = metrics.fid(folder, other, means)
     assert score.value == pytest.approx(metrics.fid(means(PIXELS), means(other)).value, rel=1e-9)
     assert (score.n_real, score.n_fake) == (11, 11)
+
+
+def test_batches_of_another_size_are_refused() -> None:
+    batches = [torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 9, 8, dtype=torch.uint8)]
+    with pytest.raises(FastganError, match=r"got \[3, 8, 8\] and then \[3, 9, 8\]; bring them to one size"):
+        list(images_of(batches).batches(2))
+    with pytest.raises(FastganError, match="bring them to one size"):
+        metrics.fid(batches, batches[0], lambda images: images.float().mean((2, 3)))

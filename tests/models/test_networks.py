@@ -11,16 +11,18 @@ from torch.func import functional_call
 
 from fastgan.contract import ImageShape, Networks
 from fastgan.errors import FastganError
-from fastgan.models import DCGAN, NETWORKS, R3GAN, ResNet
+from fastgan.models import DCGAN, NETWORKS, R3GAN, ResNet, StyleGAN2
 
 TINY_DCGAN = DCGAN(generator_width=4, critic_width=4, max_width=8)
 TINY_RESNET = ResNet(generator_width=4, generator_max_width=8, critic_width=4, critic_max_width=8)
 TINY_R3GAN = R3GAN(widths=(8, 8, 8, 4, 4, 4, 4), blocks=(1, 2, 1, 1, 1, 1, 1), group_size=4)
+TINY_STYLEGAN2 = StyleGAN2(2, 2, max_width=4, style=6, mapping_layers=2)
 
 SIZES = [
     *((TINY_DCGAN, size) for size in (16, 32, 64, 128, 256, 512)),
     *((TINY_RESNET, size) for size in (32, 64, 128, 256)),
     *((TINY_R3GAN, size) for size in (8, 16, 32, 64, 128, 256)),
+    *((TINY_STYLEGAN2, size) for size in (8, 64, 256)),
 ]
 FAMILIES = [  # each option of normalisation, small enough for numerical derivatives
     pytest.param(DCGAN(generator_width=2, critic_width=2), 16, id="dcgan"),
@@ -28,6 +30,8 @@ FAMILIES = [  # each option of normalisation, small enough for numerical derivat
     pytest.param(DCGAN(2, 2, critic_norm="spectral"), 16, id="dcgan-spectral"),
     pytest.param(ResNet(2, 2, 2, 2), 32, id="resnet"),
     pytest.param(R3GAN(widths=(4, 2), blocks=(1, 1), group_size=2), 8, id="r3gan"),
+    pytest.param(StyleGAN2(2, 2, max_width=3, style=3, mapping_layers=1), 8, id="stylegan2"),
+    pytest.param(DCGAN(2, 2, critic_norm="none", attention=8), 16, id="dcgan-attention"),
 ]
 
 
@@ -120,6 +124,7 @@ BAD = {
     "resnet, zero": (ResNet(), ImageShape(3, 0), "got size 0"),
     "r3gan, small": (R3GAN(), ImageShape(3, 4), "R3GAN makes images of a power of two from 8 to"),
     "r3gan, large": (R3GAN(), ImageShape(3, 512), "R3GAN: 512 pixels need 8 entries in widths and blocks"),
+    "stylegan2, small": (StyleGAN2(), ImageShape(3, 4), "StyleGAN2 makes images of a power of two from 8 to 1024"),
     "no channels": (DCGAN(), ImageShape(0, 64), "images of 1 channel or more, got 0"),
 }
 

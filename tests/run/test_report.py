@@ -68,7 +68,8 @@ def row(images, **more):
         "critic.loss": 1 / images, "generator.loss": 0.7, "critic.real_logits": 0.2, "critic.r1": 0.01,
         "critic.gradient_norm.critic": 2.0, "images": images, "step": images // 64, "progress": images / 6400,
         "images_per_second": 800.0, "seconds": images / 800, "wait_share": 0.004, "peak_memory_mb": 2048.0,
-        "skipped": 3, "skipped_in_a_row": 0, **more,
+        "skipped": 3, "skipped_in_a_row": 0, "feeder_images_per_second": 654321.0, "part.waiting for data": 0.5,
+        "part.critic's turn": 6.0, "part.checkpoints": 1.5, **more,
     }  # fmt: skip
 
 
@@ -266,3 +267,27 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_report(run, monkeypatch):
     with pytest.raises(FastganError, match=r"cannot write .*report.html: no space left on device"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
+
+
+def test_where_the_time_goes(run):
+    text = page_of(run).text
+    assert "Where the time goes Part Share A step In all critic's turn 75.0% " in text
+    assert "waiting for data 6.2% " in text
+    assert "checkpoints 18.8% " in text
+
+
+def test_rejects_are_named(run):
+    about = {
+        "data": "set",
+        "feeder": "memory-mapped <b>",
+        "rejected": 30,
+        "left_out": [f"{i}.png is <bad>" for i in range(25)],
+    }
+    (run / "about.json").write_text(json.dumps(about))
+    text = page_of(run).text
+    assert "Way to the device memory-mapped <b> Speed when asked 654,321 images/s" in text
+    assert "Rejected 30 images 0.png is <bad>" in text
+    assert "19.png is <bad> and 10 more" in text
+    assert "20.png" not in text
+    (run / "about.json").write_text(json.dumps({"data": "set", "rejected": "many", "left_out": 3}))
+    assert "Rejected" not in page_of(run).text

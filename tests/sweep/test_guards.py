@@ -141,6 +141,7 @@ def test_a_change_is_seen(name: str):
     agree(critic)
 
 
+@pytest.mark.long
 def test_many_changes_of_one_attribute():
     """More of them than a compiler's limit of recompilations, and back to the first ones."""
     critic = Adjustable()
@@ -248,6 +249,7 @@ def test_two_critics_of_one_class():
             agree(critic)
 
 
+@pytest.mark.long
 def test_many_critics_one_after_another():
     """A new critic may sit where a dead one was."""
     for seed in range(9):

@@ -34,9 +34,11 @@ GPU_KERNELS = {
     "counter_noise": "CUDA C++",
     "ingest": "CUDA C++",
     "masked_act": "Triton",
+    "modulated_act": "Triton",
     "symmetric_product": "CUDA C++",
 }
 GPU_ONLY = ("symmetric_product",)  # on a CPU the library's matrix product is the fastest there is
+NO_GPU_KERNEL = ("symmetric_eigenvalues",)  # these have no kernel for GPUs
 OPS = tuple(GPU_KERNELS)
 MODES = ("auto", "library", "all")
 
@@ -69,6 +71,8 @@ def choose(op: str, device: torch.device) -> Choice:
         return Choice("PyTorch", "a matrix product of the library")
     if device.type == "cpu":
         return Choice("C++" if EXTENSION.module else "PyTorch", EXTENSION.cpu)
+    if op in NO_GPU_KERNEL:
+        return Choice("PyTorch", f"no kernel for {device.type}")
     if device.type == "cuda":
         return _choose_cuda(op, device, mode)
     return Choice("PyTorch", f"no native kernel for {device.type}")

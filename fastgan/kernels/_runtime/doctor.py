@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastgan.kernels._runtime.choice import OPS, choose
+from fastgan.kernels._runtime.choice import NO_GPU_KERNEL, OPS, choose
 from fastgan.kernels._runtime.extension import EXTENSION
 
 
@@ -24,7 +24,7 @@ class OpReport:
 def report() -> list[OpReport]:
     """One entry per op and device that is here: the CPU and every CUDA device that torch can use."""
     devices = [torch.device("cpu"), *gpus()]
-    choices = [(op, device, choose(op, device)) for op in OPS for device in devices]
+    choices = [(op, device, choose(op, device)) for op in (*OPS, *NO_GPU_KERNEL) for device in devices]
     return [OpReport(op, str(device), choice.implementation, choice.reason) for op, device, choice in choices]
 
 

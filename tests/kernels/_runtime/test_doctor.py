@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastgan.kernels._runtime import doctor as module
-from fastgan.kernels._runtime.choice import OPS
+from fastgan.kernels._runtime.choice import NO_GPU_KERNEL, OPS
 from fastgan.kernels._runtime.doctor import build_summary, report
 from fastgan.kernels._runtime.extension import Extension
 
@@ -21,7 +21,9 @@ NOTHING = Extension(None, False, "no C++ compiler found", "no C++ compiler found
 def test_every_op_on_every_device_has_its_reason() -> None:
     entries = report()
     devices = {"cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))}
-    assert {(entry.op, entry.device) for entry in entries} == {(op, device) for op in OPS for device in devices}
+    assert {(entry.op, entry.device) for entry in entries} == {
+        (op, device) for op in (*OPS, *NO_GPU_KERNEL) for device in devices
+    }
     assert all(entry.reason and entry.implementation in ("C++", "CUDA C++", "Triton", "PyTorch") for entry in entries)
 
 
