@@ -383,10 +383,8 @@ def _writer_of(run: _Run) -> Writer:
 def _finish(run: _Run, stopped: str | None) -> None:
     """Last pictures, the report, and how it ended."""
     _draw_fakes(run)
-    folder.write_text(
-        run.out / "next.txt",
-        "\n".join(folder.next_commands(run.out, run.config.kimg, commands_of(run.config.system))) + "\n",
-    )
+    commands = folder.next_commands(run.out, run.config.kimg, commands_of(run.config.system))
+    folder.write_text(run.out / "next.txt", "\n".join(commands) + "\n")
     write_report(run.out)
     if stopped:
         kimg = f"{run.state.samples / 1000:.1f} kimg"
