@@ -160,7 +160,7 @@ _ROWS = (
     _r3gan(32, gamma=0.05, kimg=250_000, batch=512, halflife_kimg=5000, augment_p=0.55),
     _r3gan(64, gamma=2.0, kimg=100_000, batch=256, halflife_kimg=500, augment_p=0.3),
     _r3gan(256, gamma=150.0, kimg=200_000, batch=256, halflife_kimg=500, augment_p=0.3),
-    # StyleGAN2 without any data: narrow networks, minutes on one CPU core.
+    # StyleGAN2 without any data: narrow networks, some ten minutes on one CPU core.
     Config(
         preset="stylegan2-digits",
         data=DataOptions(path="digits", size=32, channels=1),
@@ -169,7 +169,7 @@ _ROWS = (
         averaging=Averaging(halflife_kimg=5.0),
         output=Output(tick_seconds=5, grid_kimg=20, checkpoint_kimg=20),
         evaluation=Evaluation(features="digits"),
-        kimg=60,
+        kimg=120,
         batch=32,
         threads=1,
     ),

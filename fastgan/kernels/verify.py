@@ -125,7 +125,8 @@ def check_masked_act(device: torch.device) -> int:
 
 def check_modulated_act(device: torch.device) -> int:
     """A whole layer and the modulation alone: output and all gradients."""
-    count = 0
+    count, ours = 0, torch.ops.fastgan
+    plain: tuple[Any, Any] = (modulated_act.reference, modulated_act.reference_backward)
     for (case, (shape, last)), dtype in itertools.product(modulated_act.CASES.items(), (torch.float32, *HALF)):
         n, c, h, w = shape
         if 0 in shape:
@@ -137,13 +138,11 @@ def check_modulated_act(device: torch.device) -> int:
             given: list[Any] = [x, *vectors] if what == "layer" else [x, vectors[0], None, None, None]
             doubled = [None if t is None else t.double() for t in given]
             runs: list[tuple[Tensor, ...]] = []
-            run: Any
-            for tensors, g, run in (
-                (given, grad, torch.ops.fastgan.modulated_act_backward),
-                (given, grad, modulated_act.reference_backward),
-                (doubled, grad.double(), modulated_act.reference_backward),
+            for tensors, g, (act, run) in (
+                (given, grad, (ours.modulated_act, ours.modulated_act_backward)),
+                (given, grad, plain),
+                (doubled, grad.double(), plain),
             ):
-                act: Any = torch.ops.fastgan.modulated_act if not runs else modulated_act.reference
                 runs.append((act(*tensors, slope, gain), *run(g, *tensors, slope, gain)))
             for name, made, library, exact in zip(("output", "dx", "sums"), *runs, strict=True):
                 fp32 = SUMS if name == "sums" else 1e-5

@@ -79,15 +79,15 @@ class DCGAN:
             )
         if self.multi_scale:
             raise FastganError("DCGAN: multi_scale has no labels inside; set it to false, or labels to 'concatenation'")
-        widths, classes = self._widths(image, self.generator_width), image.classes
-        norm, attention = self.generator_norm, self.attention
-        return fuse(Generator(latent, widths, image.channels, norm=norm, attention=attention, classes=classes))
+        widths, classes, norm = self._widths(image, self.generator_width), image.classes, self.generator_norm
+        return fuse(Generator(latent, widths, image.channels, norm=norm, classes=classes, attention=self.attention))
 
     def critic(self, image: ImageShape, outputs: int = 1) -> nn.Module:
         """x [N, C, S, S] -> logits [N] or [N, outputs]. FastganError for sizes that are not 16, 32, ..., 512."""
         widths, small = self._widths(image, self.critic_width)[::-1], image.channels if self.multi_scale else 0
-        norm, attention = self.critic_norm, self.attention
-        plain = Critic(image.channels, widths, norm=norm, outputs=outputs, attention=attention, small=small)
+        plain = Critic(
+            image.channels, widths, norm=self.critic_norm, outputs=outputs, attention=self.attention, small=small
+        )
         return MultiScaleCritic([fuse(b) for b in plain.blocks], plain.to_logit) if small else fuse(plain)
 
     def _widths(self, image: ImageShape, width: int) -> list[int]:

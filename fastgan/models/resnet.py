@@ -62,8 +62,8 @@ class ResNet:
 
     def labelled_generator(self, image: ImageShape, latent: int) -> nn.Module:
         """(z [N, latent], labels [N]) -> [N, C, S, S]: conditional batch normalisation. FastganError as generator."""
-        options = {"classes": image.classes, "attention": self.attention}
-        return fuse(Generator(latent, self._widths(image), image.channels, **options))
+        widths, classes = self._widths(image), image.classes
+        return fuse(Generator(latent, widths, image.channels, classes=classes, attention=self.attention))
 
     def _widths(self, image: ImageShape) -> list[int]:
         """The generator's channels at 4x4, 8x8, ..., S."""

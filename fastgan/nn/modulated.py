@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from fastgan.kernels._runtime import plain
 from fastgan.kernels.masked_act.reference import is_channels_last
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Styles are few numbers that decide much: they stay in the type of the weights."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    mixed = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if mixed else nullcontext()
 
 
 class Linear(nn.Module):

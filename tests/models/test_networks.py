@@ -31,7 +31,6 @@ FAMILIES = [  # each option of normalisation, small enough for numerical derivat
     pytest.param(ResNet(2, 2, 2, 2), 32, id="resnet"),
     pytest.param(R3GAN(widths=(4, 2), blocks=(1, 1), group_size=2), 8, id="r3gan"),
     pytest.param(StyleGAN2(2, 2, max_width=3, style=3, mapping_layers=1), 8, id="stylegan2"),
-    pytest.param(DCGAN(2, 2, critic_norm="none", attention=8), 16, id="dcgan-attention"),
 ]
 
 
