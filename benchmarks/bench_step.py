@@ -17,7 +17,9 @@ import torch
 from benchmarks import baselines, memory, steps
 from benchmarks.baselines import Loop
 from fastgan import bench
+from fastgan.cost import total
 from fastgan.options import Config
+from fastgan.trial import cycle_cost
 
 OURS = "fastgan"
 TIDY = ["tidy loop, NCHW", "tidy loop, channels_last"]
@@ -117,7 +119,10 @@ def test_step(preset, ratio, device):
     peaks = {name: memory.measured(preset, name, config.batch, device) for name in names}
     cycle = config.system.penalty_every
     what = f"{preset}, batch {config.batch}" + (f", {cycle} steps" if cycle > 1 else "")
-    case = ratio("step", what, candidates, OURS, memory=peaks, notes=notes)
+    cost = total(cycle_cost(config)) * cycle
+    case = ratio(
+        "step", what, candidates, OURS, bytes=int(cost.bytes), flops=int(cost.flops), memory=peaks, notes=notes
+    )
 
     # A ratio misses its goal only when the whole interval lies below it.
     goal = GOALS.get(preset, 1.0) if device == "cpu" else 1.0

@@ -147,7 +147,8 @@ SMALL_SR |= {
     "system.critic.norm": "none",
 }
 SMALL_SR |= {f"optim.{name}.lr": {"start": 1e-3, "end": 0.0, "begin": 0.5} for name in ("generator", "critic")}
-SMALL_UNET = {"system.generator.width": 16, "system.generator.dropout": 0.0, "system.critic.width": 16, "batch": 8}
+SMALL_UNET = {f"optim.{name}.lr": 1e-3 for name in ("generator", "critic")}
+SMALL_UNET |= {"system.generator.width": 16, "system.generator.dropout": 0.0, "system.critic.width": 16, "batch": 8}
 PAIRS = {"data.pairs": "", "system.source": "noise", "system.noise_level": 0.3, "kimg": 2.5}
 
 ROWS = {

@@ -81,10 +81,11 @@ def tidy(
             if gradients is None:
                 torch.autograd.backward(objective(critic, recipe, x, fakes.detach(), strength, weight))
             else:
-                for parameter, grad in zip(
-                    critic.parameters(), gradients(x, fakes.detach(), strength, weight), strict=True
-                ):
-                    parameter.grad = grad
+                found = gradients(x, fakes.detach(), strength, weight)
+                for parameter, grad in zip(critic.parameters(), found, strict=True):
+                    # Fused Adam walks both as they lie in memory, and autograd.grad has any layout.
+                    same = grad.stride() == parameter.stride()
+                    parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
             critic_adam.step()
 
         critic.requires_grad_(False)

@@ -57,6 +57,10 @@ class Distance:
     run: Callable[[Tensor, Tensor], Tensor]
     device: torch.device
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return () if self.name.startswith("LPIPS") else (f"by the {self.name}, in place of LPIPS",)
+
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return self.run(*(as_floats(x.to(self.device)) for x in (a, b)))
 
@@ -114,15 +118,17 @@ def of_path(given: Given) -> Result:
         with evaluating(players) as dtype:
             return system.sample(players, points.to(dtype), labels).clamp(-1, 1)
 
-    return path_length(
+    distance = given.distance()
+    result = path_length(
         generate,
-        given.distance(),
+        distance,
         size,
         mapping=_cube if uniform else None,
         samples=given.samples,
         batch_size=given.batch,
         device=run.device,
     )
+    return replace(result, warnings=(*result.warnings, *distance.warnings))
 
 
 def _cube(z: Tensor) -> Tensor:
@@ -133,11 +139,11 @@ def _cube(z: Tensor) -> Tensor:
 def of_diversity(given: Given, distance: str) -> Result:
     """Mean distance, or MS-SSIM, of random pairs of the first pictures."""
     found = first_images(given.fake, min(PICTURES, given.samples), given.batch)
-    if distance == "lpips":
-        result = diversity(found, given.distance(), pairs=PAIRS, batch_size=given.batch)
-    else:
-        result = diversity(found, distance, pairs=PAIRS, batch_size=given.batch)
-    return replace(result, name=f"diversity_{distance}")
+    if distance != "lpips":
+        return replace(diversity(found, distance, pairs=PAIRS, batch_size=given.batch), name=f"diversity_{distance}")
+    network = given.distance()
+    result = diversity(found, network, pairs=PAIRS, batch_size=given.batch)
+    return replace(result, name="diversity_lpips", warnings=(*result.warnings, *network.warnings))
 
 
 def first_images(images: Images, count: int, batch: int) -> Tensor:

@@ -102,7 +102,7 @@ _ROWS = (
     _digits("digits-auxiliary", AuxiliaryGAN(Dense(), **_DIGITS), kimg=140),
     _digits("digits-bigan", InferenceGAN(Dense(), **_DIGITS | {"latent": 32}), others=("encoder",)),
     _digits("digits-ali", InferenceGAN(Dense(), stochastic=True, **_DIGITS | {"latent": 32}), others=("encoder",)),
-    _digits("digits-mixture", MixtureGAN(Dense(), heads=8, **_DIGITS), kimg=140),
+    _digits("digits-mixture", MixtureGAN(Dense(), heads=8, diversity=0.1, **_DIGITS), kimg=140),
     _digits(
         "digits-vae-gan",
         VAEGAN(Dense(), latent=32, r1=_FADING, penalty_every=4, similarity=1.0),

@@ -361,7 +361,8 @@ def _draw_fakes(run: _Run) -> Path:
     count = run.config.output.grid_images
     run.pictured = run.pictured or picture_batch(run.images, range(count), run.state.device)
     images = draw_pictures(run.config.system, run.state.averages, run.pictured)
-    return save_png(grid(images, columns=_columns(run.config, count)), _fakes_path(run))
+    square = max(1, count * images.shape[2] // images.shape[3])  # several side by side take the place of several
+    return save_png(grid(images, columns=_columns(run.config, square)), _fakes_path(run))
 
 
 def _fakes_path(run: _Run) -> Path:
@@ -382,10 +383,8 @@ def _writer_of(run: _Run) -> Writer:
 def _finish(run: _Run, stopped: str | None) -> None:
     """Last pictures, the report, and how it ended."""
     _draw_fakes(run)
-    folder.write_text(
-        run.out / "next.txt",
-        "\n".join(folder.next_commands(run.out, run.config.kimg, commands_of(run.config.system))) + "\n",
-    )
+    commands = folder.next_commands(run.out, run.config.kimg, commands_of(run.config.system))
+    folder.write_text(run.out / "next.txt", "\n".join(commands) + "\n")
     write_report(run.out)
     if stopped:
         kimg = f"{run.state.samples / 1000:.1f} kimg"

@@ -18,7 +18,7 @@ from fastgan.assemble import build_state, new_step, parameters, prepare_device
 from fastgan.baseline import ARRANGEMENTS, compiled_loop, plain_players, recipe_of
 from fastgan.capture import CapturedStep
 from fastgan.config import resolve
-from fastgan.contract import Batch
+from fastgan.contract import Batch, Labelled
 from fastgan.cost import Cost, step_cost
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
@@ -64,11 +64,13 @@ class RandomBatches:
         c = self.config
         pixels = np.random.default_rng(0).random((c.batch, c.shape.size, c.shape.size, c.shape.channels), np.float32)
         self._images = (torch.from_numpy(pixels) * 2 - 1).to(self.device).permute(0, 3, 1, 2)
+        classes = c.shape.classes
+        self._labels = torch.arange(c.batch, device=self.device) % classes if classes else None
 
     def __call__(self) -> Batch:
         index = torch.arange(self.sample, self.sample + self.config.batch, device=self.device)
         self.sample += self.config.batch
-        return Batch(self._images, None, index)
+        return Batch(self._images, self._labels, index)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ def _has_cost(config: Config) -> bool:
 
 
 def cycle_cost(config: Config) -> dict[str, Cost]:
-    """Cost of a config's mean step over a lazy cycle."""
+    """Cost of a config's mean step over a lazy cycle; nothing for systems that the cost model does not know."""
+    if not isinstance(config.system, UnconditionalGAN):
+        return {}
     every = _gan(config).penalty_every
     mean: dict[str, Cost] = {}
     for number in range(every):
@@ -248,19 +252,20 @@ def table(parts: Sequence[Part], matmul_rate: float, copy_rate: float, step: flo
 
 
 def bars(title: str, parts: Sequence[Part], matmul_rate: float, copy_rate: float) -> str:
-    """The parts as an SVG picture: a bar of measured time each, and in it the floor."""
-    longest = max(part.seconds for part in parts)
+    """The parts as an SVG picture: a wide bar of measured time each, and a narrow dark one for the floor."""
+    floors = [part.cost.seconds(matmul_rate, copy_rate) if part.cost else 0.0 for part in parts]
+    scale = 420 / max(*(part.seconds for part in parts), *floors)
     drawn = [f'<text x="10" y="22" font-size="15">{escape(title)}: ms per step, and the floor (dark)</text>']
-    for row, part in enumerate(parts):
-        y, scale = 40 + 28 * row, 420 / longest
-        floor = part.cost.seconds(matmul_rate, copy_rate) if part.cost else 0.0
+    for row, (part, floor) in enumerate(zip(parts, floors, strict=True)):
+        y = 40 + 28 * row
+        end = 226 + scale * max(part.seconds, floor)
         drawn += [
             f'<text x="210" y="{y + 14}" text-anchor="end">{escape(part.name)}</text>',
             f'<rect x="220" y="{y}" width="{part.seconds * scale:.1f}" height="18" fill="#9db8d9"/>',
-            f'<rect x="220" y="{y}" width="{floor * scale:.1f}" height="18" fill="#27517f"/>',
-            f'<text x="{226 + part.seconds * scale:.1f}" y="{y + 14}">{part.seconds * 1e3:.1f}</text>',
+            f'<rect x="220" y="{y + 6}" width="{floor * scale:.1f}" height="6" fill="#27517f"/>',
+            f'<text x="{end:.1f}" y="{y + 14}">{part.seconds * 1e3:.1f}</text>',
         ]
-    size = f'width="720" height="{50 + 28 * len(parts)}"'
+    size = f'width="720" height="{52 + 28 * len(parts)}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">'
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *drawn, "</svg>"]) + "\n"
 
@@ -334,4 +339,6 @@ def bench_preset(
         )
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
+    if isinstance(config.system, Labelled) and not config.data.classes:
+        config = replace(config, data=replace(config.data, classes=10))  # of random images: any number does
     bench_step(config, steps, say, against, plot)

@@ -329,6 +329,8 @@ def test_what_only_a_run_can_be_asked(
     assert any("those that the critic was trained on" in words for words in critic["warnings"])
     assert found["diversity_lpips"]["n_fake"] == 48
     assert found["diversity_lpips"]["value"] > 0
+    for name in ("path_length", "diversity_lpips"):
+        assert "by the squared distance of digits:64, in place of LPIPS" in found[name]["warnings"]
 
 
 def test_files_of_the_same_name_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

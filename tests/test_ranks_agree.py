@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,14 @@ STEPS = 20
 ALL = os.environ.get("FASTGAN_TESTS") == "all"
 # A penalty of a critic whose samples are coupled over all ranks, which is differentiated twice through that.
 COUPLED = "batch normalisation with penalties"
-FEW = ("digits", "dcgan-64", "wgan-gp-64", "sngan-32", "r3gan-32")  # one of each family and penalty
+# One of each family and penalty, and those that share something between samples.
+FEW = ("digits", "dcgan-64", "wgan-gp-64", "sngan-32", "r3gan-32", "cyclegan-digits", "inpaint-digits")
 CHOSEN = [name for name in PRESETS if ALL or name in FEW]
 
 
 def configs() -> dict[str, Config]:
-    presets = {name: smallest(name, batch=4) for name in CHOSEN}
+    # With batches of 4, BEGAN's autoencoder and batch normalisation blow rounding up to 1e-8 in 20 steps.
+    presets = {name: smallest(name, batch=16 if name == "digits-began" else 4) for name in CHOSEN}
     return presets | {COUPLED: smallest("dcgan-64", batch=4, r1=0.5, wgan_gp=1.0)}
 
 
@@ -45,7 +49,12 @@ def train(ranks: Ranks) -> dict[str, Tensor]:
 
 
 def first_gradients(config: Config, ranks: Ranks) -> dict[str, Tensor]:
-    """What each player's update gets in the first step, in float32; the last one where it is updated several times."""
+    """What each player's update gets in the first step, in float32; the last one where it is updated several times.
+
+    With learning rates of 0: where a gradient is rounding alone, Adam's first step is as long as anywhere.
+    """
+    still = {name: replace(options, lr=0.0) for name, options in config.optim.items()}
+    config = replace(config, optim=still)
     state, step = step_of(config, ranks=ranks)
     found: dict[str, Tensor] = {}
     for name, player in state.players.items():
@@ -76,11 +85,30 @@ def test_two_ranks_are_one(preset: str, results: tuple[dict[str, Tensor], list[d
     for key in mine:
         assert torch.equal(first[key], second[key]), key
         assert one[key].shape == first[key].shape
-        error = (one[key] - first[key]).double().norm() / one[key].double().norm().clamp(min=1)
-        if "/gradients/" in key:
-            error = (one[key] - first[key]).norm() / one[key].norm()
-            assert one[key].dtype == torch.float32
-            assert error < 1e-5, f"{key} differs by {error:.1e}"
-        else:
-            assert error < 1e-10, f"{key} differs by {error:.1e}"
+        if not one[key].is_floating_point():
+            assert torch.equal(one[key], first[key]), key
+    files = dict.fromkeys(key.rpartition("/")[0] for key in mine)
+    for file in files:
+        # Moments are those of gradients at weights that differ already.
+        bound = {"gradients": 1e-5, "optimizer": 1e-8}.get(re.split(r"[/.]", file)[-1], 1e-10)
+        theirs = groups_of(file, first)
+        for name, ours in groups_of(file, one).items():
+            error = (ours - theirs[name]).norm() / ours.norm().clamp(min=1e-30)
+            assert error < bound, f"{file}: {name} differs by {error:.1e} of its norm"
     assert one[f"{preset}/counters/skipped"].sum() == 0
+
+
+def groups_of(file: str, results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All floating-point numbers of a file, as one vector: of networks' weights, of one kind of moments, or one by one.
+
+    A bias in front of a normalisation has no gradient but rounding, of which Adam makes steps of 1e-10, on one rank
+    too: it has no digits of its own to compare, but is part of the player.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for key, tensor in sorted(results.items()):  # in an order that files keep
+        if key.rpartition("/")[0] == file and tensor.is_floating_point():
+            name = key.rpartition("/")[2]
+            kind = name.partition(".")[0] if file.endswith(".optimizer") else ""
+            kind = name if file.endswith(("/statistics", "/gradients")) else kind
+            parts.setdefault(kind, []).append(tensor.double().reshape(-1))
+    return {kind: torch.cat(tensors) for kind, tensors in parts.items()}

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgan.contract import Batch, Draw, Turn
 from fastgan.errors import FastganError
 from fastgan.gans import UnconditionalGAN
-from fastgan.gans.unconditional import frozen
+from fastgan.gans.play import frozen
 from fastgan.losses import LOSSES
 from fastgan.optim import Averaging, PlayerState
 from fastgan.schedule import Schedule

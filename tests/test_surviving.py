@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -218,18 +219,30 @@ def test_a_run_whose_terminal_is_closed_is_saved(packs: Path, tmp_path: Path) ->
     sets = [*RUN, "output.checkpoint_kimg=0.04", "kimg=400", f'data.path="{packs / "raw"}"', f'out="{out}"']
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were started by has made of it
         os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
         flags = [flag for s in sets for flag in ("--set", s)]
         os.execv(sys.executable, [sys.executable, "-m", "fastgan", "train", "--preset", "dcgan-64", *flags])
     os.set_blocking(terminal, False)
     shown = b""
-    while not list((out / "checkpoints").glob("step-*")):
-        with contextlib.suppress(BlockingIOError):
-            shown += os.read(terminal, 1 << 16)
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), shown.decode(errors="replace")[-2000:]
-        time.sleep(0.05)
+    try:
+        while not list((out / "checkpoints").glob("step-*")):
+            with contextlib.suppress(BlockingIOError):
+                shown += os.read(terminal, 1 << 16)
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), shown.decode(errors="replace")[-2000:]
+            time.sleep(0.05)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
     os.close(terminal)
-    _, status = os.waitpid(child, 0)
+    for _ in range(2000):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 3, (out / "log.txt").read_text()[-2000:]
     assert "stopped by SIGHUP" in (out / "log.txt").read_text()
     saved = folder.load(out, print)

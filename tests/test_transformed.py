@@ -195,7 +195,7 @@ def test_the_image_buffer_shows_old_images_and_is_part_of_the_checkpoint() -> No
     for number in range(6):
         step(lambda: batch_of(config, number))  # noqa: B023
     saved = state.tensors()["critic"]
-    assert saved["buffer.places"].shape == (8, 1, 16, 16)
+    assert saved["buffer.places"].shape == (8, 16, 16, 1)
     assert 4 < float(saved["buffer.used"].sum()) <= 8
     from fastgan.contract import Draw
 

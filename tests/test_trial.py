@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from small_presets import batch_of, narrow, step_of
 
 from fastgan import trial
-from fastgan.baseline import unfused
+from fastgan.baseline import objective, plain_players, recipe_of, tidy, unfused
 from fastgan.cli import main
+from fastgan.cost import Cost
 from fastgan.nn import fused
 
 NARROW = [
@@ -24,8 +28,9 @@ def test_bench_step_says_all(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     plot = tmp_path / "parts.svg"
     assert main(["bench", "step", *NARROW, "--against", "eager", "--plot", str(plot)]) == 0
     said = capsys.readouterr().out
-    for text in ("images/s", "plain PyTorch, eager", "generator forward", "critic's turn", "update", "wait for data",
-                 "whole step", "floor ms", "peak memory", "ceilings measured here", "fastgan is"):  # fmt: skip
+    for text in ("images/s", "plain PyTorch, eager", "generator forward", "critic's turn: forward, backward", "update",
+                 "wait for data", "of products", "of copy", "whole step", "floor ms", "peak memory",
+                 "ceilings measured here", "fastgan is"):  # fmt: skip
         assert text in said, text
     bars = [e for e in ElementTree.parse(plot).iter() if e.tag.endswith("rect")]
     assert len(bars) == 1 + 2 * 6
@@ -58,6 +63,37 @@ def test_the_parts_add_up_and_the_step_is_left_as_it_was(monkeypatch: pytest.Mon
     assert step.turns is turns
     assert [vars(p).get("update") for p in step.state.players.values()] == updates
     assert not step.state.players["generator"].module._forward_hooks
+
+
+def test_a_bar_is_as_long_as_its_time_and_its_floor() -> None:
+    parts = [trial.Part("a", 0.2, Cost(1e9, 0.0)), trial.Part("b", 0.1, Cost(0.0, 4e8)), trial.Part("c", 0.05)]
+    rows = ElementTree.fromstring(trial.bars("title", parts, 1e10, 1e9))
+    widths = [float(e.attrib["width"]) for e in list(rows)[1:] if e.tag.endswith("rect")]
+    assert [w / widths[0] for w in widths] == pytest.approx([1, 0.5, 0.5, 2, 0.25, 0], abs=0.01)
+    labels = {e.text: float(e.attrib["x"]) for e in rows if e.tag.endswith("text")}
+    assert labels["100.0"] > labels["200.0"] > labels["50.0"], "behind the longer of both"
+    line = trial.table(parts, 1e10, 1e9, 0.4).splitlines()[1]
+    assert line.split() == ["a", "200.00", "1.00", "0.0", "50%", "0%", "100.00", "50%"]
+
+
+def test_the_plain_loop_takes_the_critics_gradients_from_a_function() -> None:
+    """What torch.compile is given as one graph: the same step as by backward()."""
+    config = narrow("wgan-gp-64", critic_steps=2)
+    recipe = recipe_of(config.system, config.optim["critic"], config.averaging, config.batch)
+    first = [network.double() for network in plain_players(config.system, config.shape)]
+    second = [copy.deepcopy(network) for network in first]
+
+    def gradients(*given: Any) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(objective(second[2], recipe, *given), list(second[2].parameters()))
+
+    loops = tidy(*first, recipe), tidy(*second, recipe, gradients)
+    images, latents = torch.randn(8, 3, 64, 64, dtype=torch.float64), torch.randn(8, 128, dtype=torch.float64)
+    for loop in loops:
+        for _ in range(2):
+            loop(images, latents, torch.full((8,), 0.3, dtype=torch.float64))
+    for one, other in zip(first, second, strict=True):
+        for key, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-9, atol=1e-12)
 
 
 def test_the_baseline_has_no_layers_of_ours() -> None:

@@ -204,9 +204,8 @@ def run_eval(command: Eval) -> int:
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
     with joined(command.device) as ranks, sides() as progress:
-        scores = score(
-            options, command.metrics, progress, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks
-        )
+        shown = progress if ranks.first else lambda side, done, count: None
+        scores = score(options, command.metrics, shown, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks)
     if ranks.first:
         say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0

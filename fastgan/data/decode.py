@@ -12,6 +12,7 @@ from fastgan.data.jpeg import decode_jpeg, is_upright, jpeg_header, read_jpeg
 from fastgan.data.options import DataOptions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # the only parsers that untrusted bytes reach
+MOST_COPIED = 1 << 17  # pixels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -88,7 +89,9 @@ def _by_turbo(data: bytes, options: DataOptions, full: bool) -> Pixels | None:
     width, height, space = header
     _check_size(width, height, options)
     halved = not full and min(width, height) >= 4 * options.size
-    if halved or not is_upright(data):
+    # What is resized goes through Pillow anyway, to which a large array would have to be copied first.
+    large = (height, width) != options.shape[:2] and width * height > MOST_COPIED
+    if halved or large or not is_upright(data):
         return None
     return decode_jpeg(data, grey=space == "Gray" and options.channels == 1)
 

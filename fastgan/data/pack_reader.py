@@ -22,6 +22,7 @@ from fastgan.data.files import printable
 from fastgan.data.folder import shares
 from fastgan.data.image_set import ImageSet, Indices, Pixels, describe
 from fastgan.data.jpeg import decode_jpeg, jpeg_header
+from fastgan.data.mapping import can_be_joined, map_joined
 from fastgan.data.options import DataOptions
 from fastgan.data.pack_format import (
     AGAIN,
@@ -58,6 +59,7 @@ class Pack:
     offsets: NDArray[np.uint64] | None
     labels: Indices | None
     maps: dict[int, mmap.mmap] = field(default_factory=dict)
+    joined: Pixels | None = None
     raw: dict[int, Pixels] = field(default_factory=dict)
 
     @property
@@ -98,13 +100,26 @@ class Pack:
 
     def gather(self, indices: Indices, out: Pixels) -> None:
         """Copies raw images `indices` [N] into `out`."""
-        if len(self.index.shards) == 1:
-            np.take(self.pixels(0), indices, axis=0, out=out, mode="clip")  # "clip" lets it write into `out`
+        whole = self.joined if len(self.index.shards) > 1 else self.pixels(0)
+        if whole is not None:
+            np.take(whole, indices, axis=0, out=out, mode="clip")  # "clip" lets it write into `out`
             return
         shards = np.searchsorted(self.first, indices, side="right") - 1
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             out[here] = self.pixels(int(shard))[indices[here] - self.first[shard]]
+
+    def join(self) -> None:
+        """Maps all shards of a raw pack as one array, where that can be done."""
+        sizes = [shard.bytes for shard in self.index.shards]
+        if len(sizes) > 1 and can_be_joined(sizes):
+            paths = [shard_path(self.folder, shard) for shard in range(len(sizes))]
+            try:
+                joined = map_joined(paths, sizes, at_random=self.cold)
+            except OSError as error:
+                name = Path(error.filename or "").name
+                raise FastganError(f"pack {self.name}: {name}: {error.strerror}; {AGAIN}") from error
+            self.joined = None if joined is None else joined.reshape(self.index.count, *self.index.shape)
 
     def encoded(self, image: int) -> memoryview:
         """The bytes of a JPEG or PNG image. Raises FastganError where the table points anywhere else."""
@@ -205,6 +220,7 @@ def _rejects(folder: Path) -> tuple[str, ...]:
 def _gatherer(pack: Pack, threads: int) -> Callable[[Indices, Pixels], None]:
     """Copies at the speed of one core, or of two for large batches. From a disk by all threads: each waits for it."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fastgan-gather")
+    pack.join()
     most, least = (threads, 1) if pack.cold else (min(threads, 2), SHARE_BYTES)
 
     def fetch(indices: Indices, out: Pixels) -> None:

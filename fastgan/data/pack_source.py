@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import gcd, prod
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -33,6 +33,7 @@ Buffer: TypeAlias = bytes | memoryview  # of an image, as it goes into a shard
 # Bytes of a pixel channel, roughly: only to cut the work into shards of about the wanted size.
 COMPRESSED = {"raw": 1.0, "jpeg": 0.3, "png": 0.7}
 MOST_LABEL_BYTES = 4 << 30
+PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ class PackOptions:
 
     def shard_images(self, encoding: str) -> int:
         """Images that go into one shard."""
-        size = self.size * self.size * self.channels * COMPRESSED[encoding]
-        return max(1, int(self.shard_mb * 1e6 / size))
+        size = self.size * self.size * self.channels
+        images = max(1, int(self.shard_mb * 1e6 / (size * COMPRESSED[encoding])))
+        pages = PAGE // gcd(PAGE, size)  # so many images are whole pages: then shards can be mapped as one
+        return images // pages * pages if encoding == "raw" and images >= 2 * pages else images
 
 
 class Source(Protocol):

@@ -77,7 +77,7 @@ class _Play(Play):
 
     def compare(self, batch: Batch, draw: Draw) -> Compared:
         latents = self.options.latents(draw).to(batch.images.dtype)
-        codes = self.players["encoder"](batch.images).view(len(latents), -1)
+        codes = self.players["encoder"](batch.images).view(len(latents), -1).to(latents.dtype)
         if self.options.stochastic:
             mean, deviation = codes.chunk(2, 1)
             codes = mean + deviation.exp() * draw.normal(self.options.latent).to(codes.dtype)

@@ -16,9 +16,9 @@ from fastgan.dist import current
 
 
 class ImageBuffer(nn.Module):
-    """places: [P, C, S, S] images;  used: [P] 1 where there is one. With P = 0 every image is shown as it is.
+    """places: [P, S, S, C] images, channels last as those that come;  used: [P] 1 where there is one.
 
-    Of a batch of more than P images, only the first P take part.
+    With P = 0 every image is shown as it is. Of a batch of more than P images, only the first P take part.
     """
 
     places: Tensor
@@ -26,7 +26,7 @@ class ImageBuffer(nn.Module):
 
     def __init__(self, count: int, channels: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("places", torch.zeros(count, channels, size, size))
+        self.register_buffer("places", torch.zeros(count, size, size, channels))
         self.register_buffer("used", torch.zeros(count))
 
     @torch.no_grad()
@@ -35,8 +35,8 @@ class ImageBuffer(nn.Module):
         coin, choice = draw.uniform(), draw.uniform()
         if not len(self.places):
             return images.detach()
-        images = images.detach()
-        everyone, coins, choices = (_of_all_ranks(t) for t in (images.to(self.places.dtype), coin, choice))
+        pixels = images.detach().permute(0, 2, 3, 1).to(self.places.dtype)
+        everyone, coins, choices = (_of_all_ranks(t) for t in (pixels, coin, choice))
         part = min(len(everyone), len(self.places))
         each = len(self.places) // part
         row = torch.arange(part, device=images.device)
@@ -49,7 +49,8 @@ class ImageBuffer(nn.Module):
         self.places.index_copy_(0, slot, stored)
         self.used.index_fill_(0, slot, 1.0)
         begin, count = current().rank * len(images), len(images)
-        return torch.cat([shown, everyone[part:]])[begin : begin + count].to(images.dtype)
+        mine = torch.cat([shown, everyone[part:]])[begin : begin + count]
+        return mine.permute(0, 3, 1, 2).to(images.dtype)
 
 
 def _of_all_ranks(tensor: Tensor) -> Tensor:

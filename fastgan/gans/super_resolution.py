@@ -138,7 +138,7 @@ class _Play:
         self.vgg16: VGG16Maps | None = None
         if options.feature == "vgg16" and highest(options.features) > 0:
             device = next(generator.parameters()).device
-            self.vgg16 = open_vgg16_maps(options.vgg16 or None).to(device).eval().requires_grad_(False)
+            self.vgg16 = _opened(options.vgg16).to(device).eval().requires_grad_(False)
 
     def _fakes(self, batch: Batch) -> Tensor:
         fake: Tensor = self.generator(self.options.reduce(batch.images)).to(batch.images.dtype)
@@ -179,3 +179,14 @@ class _Play:
             with torch.no_grad():
                 real_logits = self.critic(real)
         return self.loss.generator(real_logits, fake_logits)
+
+
+def _opened(file: str) -> VGG16Maps:
+    """VGG16's last convolution with the weights in `file`, or in the cache folder."""
+    try:
+        return open_vgg16_maps(file or None)
+    except FastganError as error:
+        raise FastganError(
+            f"system.feature=vgg16: {str(error).split(':')[0]}; `fastgan eval --features vgg16 --download` gets them, "
+            "system.vgg16=FILE names them, and system.feature=critic needs none"
+        ) from None

@@ -53,7 +53,7 @@ class Network(nn.Module):
     def __init__(self, channels: int, out: int, options: ResNetTranslator) -> None:
         super().__init__()
         norm, width = options.norm, options.width
-        bias = norm != "batch"
+        bias = norm == "none"  # a normalisation takes it away again
         down = [block(_wide(channels, width, bias=bias), norm, nn.ReLU())]
         for _ in range(options.halvings):
             down.append(block(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=bias), norm, nn.ReLU()))
@@ -79,7 +79,7 @@ class Residual(nn.Module):
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
-        bias = norm != "batch"
+        bias = norm == "none"
 
         def conv() -> nn.Conv2d:
             return nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect", bias=bias)

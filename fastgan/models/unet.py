@@ -84,7 +84,7 @@ class Network(nn.Module):
     def __init__(self, channels: int, out: int, widths: list[int], options: UNet) -> None:
         super().__init__()
         self.dropout = options.dropout
-        bias = options.norm != "batch"
+        bias = options.norm == "none"  # a normalisation takes it away again
         down: list[nn.Module] = []
         for level, (before, width) in enumerate(zip([channels, *widths], widths, strict=False)):
             plain = level == 0 or level == len(widths) - 1

@@ -49,8 +49,12 @@ class ConditionalBatchNormAct2d(nn.Module):
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.after(None, x, labels)
+
+    def after(self, conv: nn.Module | None, x: Tensor, labels: Tensor) -> Tensor:
+        """The same of conv(x), a transposed convolution with which the normalisation is one block."""
         name = f"{type(self).__name__}({self.norm.num_features})"
-        normal = run_chain(x, ((name, None, self.norm, "none", 0.0),))
+        normal = run_chain(x, ((name, conv, self.norm, "none", 0.0),))
         return scale_shift_act(normal, self.gain(labels), self.bias(labels), self.act, self.negative_slope)
 
     def extra_repr(self) -> str:
@@ -74,10 +78,18 @@ def scale_shift_act(x: Tensor, scale: Tensor, shift: Tensor, act: str, slope: fl
 
 
 class ConditionalSequential(nn.Sequential):
-    """Layers in a row, (x, labels) -> y; those that are conditional get the labels."""
+    """Layers in a row, (x, labels) -> y; those that are conditional get the labels.
+
+    A transposed convolution and the conditional batch normalisation behind it are one block.
+    """
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
-        for layer in self:
-            conditional = isinstance(layer, (ConditionalBatchNormAct2d, ConditionalSequential))
-            x = layer(x, labels) if conditional else layer(x)
+        held: nn.Module | None = None
+        for layer, following in zip(self, [*list(self)[1:], None], strict=True):
+            if isinstance(layer, nn.ConvTranspose2d) and isinstance(following, ConditionalBatchNormAct2d):
+                held = layer
+            elif isinstance(layer, ConditionalBatchNormAct2d):
+                x, held = layer.after(held, x, labels), None
+            else:
+                x = layer(x, labels) if isinstance(layer, ConditionalSequential) else layer(x)
         return x

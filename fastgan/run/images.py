@@ -89,8 +89,8 @@ def _as_uint8(images: Tensor) -> Tensor:
 
 
 def _enlarged(pixels: Tensor, cell: int) -> Tensor:
-    """[N, H, W, C] with every pixel repeated, so that the longer side has at least `cell`."""
-    factor = max(1, math.ceil(cell / max(pixels.shape[1:3])))
+    """[N, H, W, C] with every pixel repeated, so that the shorter side has at least `cell`."""
+    factor = max(1, math.ceil(cell / min(pixels.shape[1:3])))
     return pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2) if factor > 1 else pixels
 
 

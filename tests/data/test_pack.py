@@ -382,3 +382,25 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert os.path.exists(tmp_path / "out.tmp" / "parts")
     packed(source, tmp_path / "out")
     assert (tmp_path / "out" / INDEX).exists()
+
+
+def test_shards_that_are_whole_pages_are_one_array(source: Path, tmp_path: Path) -> None:
+    from fastgan.data.mapping import can_be_joined
+    from fastgan.data.pack_reader import open_pack_files
+
+    many = write_folder(tmp_path / "many", {f"{i:03}.png": encoded(picture(i), "PNG") for i in range(200)})
+    images = packed(many, tmp_path / "out", shard_mb=0.05)
+    opened = open_pack_files(tmp_path / "out")
+    sizes = [shard.bytes for shard in opened.index.shards]
+    assert len(sizes) > 3
+    assert can_be_joined(sizes)
+    opened.join()
+    assert opened.joined.shape == (200, SIZE, SIZE, 3)
+    assert (opened.joined == everything(packed(many, tmp_path / "one"))).all()
+    assert (everything(images) == opened.joined).all()
+    with pytest.raises(ValueError, match="read-only"):
+        opened.joined[0] = 0
+    shard_path(tmp_path / "out", 2).unlink()
+    with pytest.raises(FastganError, match=r"pack .*: shard-00002\.bin: No such file"):
+        opened.join()
+    assert not can_be_joined([100, 200])

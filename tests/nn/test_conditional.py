@@ -75,6 +75,26 @@ def test_vectors_and_rows_of_layers() -> None:
     assert not torch.allclose(row(z, LABELS), row(z, LABELS.flip(0)))
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_a_transposed_convolution_in_front_is_one_block_with_it(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.ConvTranspose2d(3, 6, 4, 2, 1, bias=False)
+    made = layer("relu").float()
+    row = ConditionalSequential(torch.nn.Identity(), conv, made, torch.nn.Conv2d(6, 2, 3)).to(
+        memory_format=memory_format
+    )
+    x = torch.randn(5, 3, 4, 4).to(memory_format=memory_format)
+    ours = row(x, LABELS)
+    theirs = row[3](formula(made, conv(x), training=True))
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    for mine, reference in zip(
+        torch.autograd.grad(ours.square().sum(), list(row.parameters())),
+        torch.autograd.grad(theirs.square().sum(), list(row.parameters())),
+        strict=True,
+    ):
+        assert (mine - reference).norm() < 1e-4 * reference.norm()
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(FastganError, match="classes must be 1 or more, got 0"):
         ConditionalBatchNormAct2d(4, 0)
