@@ -117,7 +117,7 @@ def test_presets_are_captured_in_bfloat16_on_a_gpu(preset: str, recwarn: pytest.
         return Batch(made.images.cuda(), None, made.index.cuda())
 
     numbers = itertools.count()
-    for _ in range((WARMUP + 2) * config.system.penalty_every):
+    for _ in range((WARMUP + 2) * step.cycle):
         captured(lambda: batch(next(numbers)))
     assert captured.captured >= 1
     assert not captured.reason

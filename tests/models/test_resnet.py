@@ -51,7 +51,7 @@ def test_generator_widths():
 def test_generator_starts_channels_last():
     generator = ResNet(4, 8, 4, 8).generator(ImageShape(3, 32), 5)
     seen: list[Tensor] = []
-    generator.blocks.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    generator.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     z = torch.randn(3, 5)
     generator(z)
     assert seen[0].shape == (3, 8, 4, 4)
