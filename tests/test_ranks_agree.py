@@ -22,7 +22,16 @@ ALL = os.environ.get("FASTGAN_TESTS") == "all"
 # A penalty of a critic whose samples are coupled over all ranks, which is differentiated twice through that.
 COUPLED = "batch normalisation with penalties"
 # One of each family and penalty, and those that share something between samples.
-FEW = ("digits", "dcgan-64", "wgan-gp-64", "sngan-32", "r3gan-32", "cyclegan-digits", "inpaint-digits")
+FEW = (
+    "digits",
+    "digits-conditional",
+    "dcgan-64",
+    "wgan-gp-64",
+    "sngan-32",
+    "r3gan-32",
+    "cyclegan-digits",
+    "inpaint-digits",
+)
 CHOSEN = [name for name in PRESETS if ALL or name in FEW]
 
 
