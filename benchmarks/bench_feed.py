@@ -121,15 +121,17 @@ def test_packing(pictures: list[str], folder: Path, ratio, device):
 
 
 OPENING = """
-import resource, sys, time
+import os, sys, time
 from pathlib import Path
 from fastgan.config import resolve
 from fastgan.data import DataOptions, ImageSet, open_images
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = memory()
 began = time.perf_counter()
 images = open_images(DataOptions(path=sys.argv[1], size=4))
 seconds = time.perf_counter() - began
-print(len(images), seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(len(images), seconds, (memory() - before) / 1e6)
 """
 
 

@@ -55,7 +55,7 @@ class Config:
     system:        adversarial system with its networks, losses and penalties
     optim:         optimiser of each player, by name
     kimg:          length of the run, in thousands of real images
-    batch:         images per turn
+    batch:         images per turn, of all ranks together
     seed:          of initial weights, order of the data, and all noise
     out:           run folder
     device:        "auto", "cpu", "cuda", "cuda:1", ...

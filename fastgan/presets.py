@@ -105,11 +105,11 @@ _ROWS = (
     _digits("digits-mixture", MixtureGAN(Dense(), heads=8, diversity=0.1, **_DIGITS), kimg=140),
     _digits(
         "digits-vae-gan",
-        VAEGAN(Dense(), latent=32, r1=_FADING, penalty_every=4, similarity=1.0),
+        VAEGAN(Dense(), latent=32, r1=_FADING, penalty_every=4, prior=0.05),
         kimg=140,
         others=("encoder",),
     ),
-    _digits("digits-began", BoundaryEquilibriumGAN(Dense(), latent=32, code=32), kimg=140),
+    _digits("digits-began", BoundaryEquilibriumGAN(Dense(), latent=32, code=32, gamma=0.7, rate=0.01), kimg=140),
     # Radford et al. 2016 (arXiv:1511.06434): batch normalisation in both networks, no penalty.
     Config(
         preset="dcgan-64",

@@ -18,8 +18,18 @@ from fastgan.options import Config
 from fastgan.presets import PRESETS
 from fastgan.step import Step
 
-# The others of the families play the same turns as r3gan-64, stylegan2-digits, pix2pix-64 and srgan-x4.
-ALIKE = ("r3gan-32", "r3gan-256", "stylegan2-64", "stylegan2-256", "pix2pix-256", "srgan-x2")
+# The others of the families play the same turns as r3gan-64, stylegan2-digits, pix2pix-64, srgan-x4, digits-ali,
+# digits-conditional.
+ALIKE = (
+    "r3gan-32",
+    "r3gan-256",
+    "stylegan2-64",
+    "stylegan2-256",
+    "pix2pix-256",
+    "srgan-x2",
+    "digits-bigan",
+    "projection-32",
+)
 NAMES = [name for name in PRESETS if name not in ALIKE]
 NOTHING_IS_DRAWN = ("srgan-digits", "srgan-x4")
 

@@ -32,7 +32,7 @@ class Train:
     kimg: Annotated[float | None, _default("the preset's")] = None
     """length of the run, in thousands of images"""
     batch: Annotated[int | None, _default("the preset's")] = None
-    """images per step"""
+    """images per step, on all GPUs together"""
     seed: Annotated[int | None, _default("0")] = None
     """of weights, order and noise"""
     init: Annotated[str | None, _default("fresh weights")] = None

@@ -1,8 +1,9 @@
 """Inpainting: what is under a mask is filled (Pathak et al. 2016, arXiv:1604.07379; Iizuka et al. 2017).
 
-Players: a generator G(image with a hole, mask), a critic of the whole image and one of the square around the hole, as
+Players: a generator, a critic of the whole image and one of the square around the hole, as
 Iizuka et al. (doi:10.1145/3072959.3073659, section 3.2) have them; each can be left out. What is known stays exactly as
-it was: y' = y outside of the mask and G(...) within. Masks are drawn on the device (fastgan.gans.masks). A step is
+it was: y' = y outside of the mask and G within, where G = s + 2 network(s, mask) and s is the image with its hole
+filled smoothly from around it. Masks are drawn on the device (fastgan.gans.masks). A step is
 
     critics    add the gradients of  loss.critic(D(y, mask), D(y', mask)), for each critic
     generator  adds the gradient of  l1 * |y - y'| within the hole + outside * |y - G| outside of it
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Turn
 from fastgan.dist import group_mean
 from fastgan.errors import FastganError, suggest
-from fastgan.gans.masks import centres, check_kind, crops, draw_masks
+from fastgan.gans.masks import centres, check_kind, crops, draw_masks, smooth_fill
 from fastgan.gans.play import frozen
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, UNet
@@ -105,9 +106,10 @@ class Inpainting:
         return made.to(batch.images.dtype)
 
     def raw(self, generator: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
-        """What the network makes of images whose hole is gray, [N, C, S, S], known pixels and all."""
-        made: Tensor = generator(torch.cat([images * (1 - masks), masks], 1))
-        return made.to(images.dtype)
+        """The smoothly filled images and what the network adds to them, [N, C, S, S], known pixels and all."""
+        smooth = smooth_fill(images, masks)
+        added: Tensor = generator(torch.cat([smooth, masks], 1))
+        return smooth + 2 * added.to(images.dtype)
 
     def inpaint(self, players: Mapping[str, nn.Module], images: Tensor, masks: Tensor, draw: Draw) -> Tensor:
         return torch.where(masks > 0, self.raw(players["generator"], images, masks), images)

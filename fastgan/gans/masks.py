@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
 
 from fastgan.contract import Draw
 from fastgan.errors import FastganError, suggest
@@ -72,6 +73,22 @@ def _strokes(u: Tensor, size: int) -> Tensor:
     distance = (relative - t.unsqueeze(-1) * along).square().sum(-1)  # squared, [N, STROKES, CORNERS, size^2]
     covered = (distance <= width.square()[:, :, None, None]).any(2).any(1)
     return covered.to(u.dtype).view(-1, 1, size, size)
+
+
+def smooth_fill(images: Tensor, masks: Tensor) -> Tensor:
+    """images [N, C, S, S] with holes filled smoothly from around, by a pyramid of means (Gortler et al. 1996, 5.3).
+
+    Each level takes the mean of what is known; on the way back what is unknown at a level comes from the one above it.
+    """
+    levels = [(images * (1 - masks), 1 - masks)]
+    while levels[-1][1].shape[-1] % 2 == 0:
+        levels.append((avg_pool2d(levels[-1][0], 2), avg_pool2d(levels[-1][1], 2)))
+    colours, weight = levels.pop()
+    filled = colours / weight.clamp(min=1e-6)
+    for colours, weight in reversed(levels):
+        coarse = interpolate(filled, scale_factor=2.0, mode="bilinear", align_corners=False)
+        filled = colours + (1 - weight) * coarse
+    return filled
 
 
 def centres(masks: Tensor) -> Tensor:

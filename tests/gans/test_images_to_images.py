@@ -17,7 +17,7 @@ from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
 from fastgan.features import VGG16Maps, vgg16
 from fastgan.gans import CycleGAN, Inpainting, SuperResolution, Translation, super_resolution
-from fastgan.gans.masks import centres, crops, draw_masks
+from fastgan.gans.masks import centres, crops, draw_masks, smooth_fill
 from fastgan.gans.sources import edges, gray, smoothed
 from fastgan.losses import LEAST_SQUARES
 from fastgan.metrics import psnr
@@ -240,3 +240,13 @@ def test_what_does_not_fit_is_one_line() -> None:
         with pytest.raises(FastganError, match=message) as caught:
             make()
         assert "\n" not in str(caught.value)
+
+
+def test_a_smooth_fill_keeps_what_is_known_and_continues_it() -> None:
+    across = torch.linspace(-1, 1, 32).expand(20, 3, 32, 32).contiguous()
+    masks = draw_masks("box", 32, 0.25, 0.5, Draw(0, torch.arange(20), 0))
+    filled = smooth_fill(across, masks)
+    assert torch.equal(torch.where(masks > 0, 0.0, filled), torch.where(masks > 0, 0.0, across))
+    error, of_the_mean = (float(((made - across).abs() * masks).sum()) for made in (filled, 0.0))
+    assert error < 0.5 * of_the_mean
+    assert torch.allclose(smooth_fill(torch.full_like(across, 0.3), masks), torch.tensor(0.3), atol=1e-5)

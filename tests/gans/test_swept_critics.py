@@ -28,7 +28,10 @@ SYSTEMS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+QUICK = ("projection", "bigan")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in SYSTEMS])
 def test_the_sweep_is_exact(name: str) -> None:
     torch.manual_seed(0)
     system = SYSTEMS[name]

@@ -161,6 +161,7 @@ RESULTS = {
     "counter_noise": (torch.ops.fastgan, "counter_noise"),
     "ingest": (ingest, "ingest"),
     "masked_act": (masked_act, "apply_mask"),
+    "modulated_act": (torch.ops.fastgan, "modulated_act"),
     "batch_norm_act": (batch_norm_act, "batch_norm_act"),
     "conv_transpose_bn_act": (conv_transpose_bn_act, "conv_transpose"),
     "symmetric_product": (symmetric_product, "native"),
