@@ -17,6 +17,9 @@ from fastgan.dist import ALONE, Ranks
 from fastgan.presets import PRESETS
 from fastgan.train import Config
 
+# In one process: two would each start the ranks.
+pytestmark = pytest.mark.xdist_group("ranks agree")
+
 STEPS = 20
 ALL = os.environ.get("FASTGAN_TESTS") == "all"
 # A penalty of a critic whose samples are coupled over all ranks, which is differentiated twice through that.

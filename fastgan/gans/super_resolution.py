@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Turn
 from fastgan.errors import FastganError, suggest
-from fastgan.features import VGG16Maps, open_vgg16_maps
 from fastgan.gans.play import frozen
 from fastgan.losses import LOSSES
 from fastgan.models import SRCritic, SRResNet
@@ -31,6 +31,9 @@ from fastgan.models.patch_critic import matched_features
 from fastgan.models.srresnet import enlarged, reduced
 from fastgan.penalty import critic_backward
 from fastgan.schedule import Scheduled, highest, lowest
+
+if TYPE_CHECKING:
+    from fastgan.features import VGG16Maps
 
 SCALES = (2, 4, 8)
 KERNELS = ("bicubic", "box")
@@ -183,6 +186,8 @@ class _Play:
 
 def _opened(file: str) -> VGG16Maps:
     """VGG16's last convolution with the weights in `file`, or in the cache folder."""
+    from fastgan.features import open_vgg16_maps  # here: who only loads a generator needs nothing that reads images
+
     try:
         return open_vgg16_maps(file or None)
     except FastganError as error:

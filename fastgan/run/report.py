@@ -119,7 +119,7 @@ def _summary(statistics: dict[str, Array]) -> str:
 
 def _share_done(statistics: dict[str, Array]) -> str:
     progress = _final(statistics, "progress")
-    return "" if progress is None else f", {math.floor(100 * min(progress, 1))}%"
+    return "" if progress is None else f", {math.floor(100 * min(max(progress, 0), 1))}%"
 
 
 def _final(statistics: dict[str, Array], key: str) -> float | None:

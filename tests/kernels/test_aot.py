@@ -89,7 +89,7 @@ def test_the_command_compiles_every_kernel() -> None:
         product = {90: {"wgmma", "mma"}, 100: {"tcgen05"}}.get(capability, {"mma"})
         assert found <= (product if op == "conv_transpose" else set())
         assert bool(found) == (op == "conv_transpose")
-    assert len(rows) == 8 * 3
+    assert len(rows) == 9 * 3
 
 
 def test_loads_and_stores_are_as_wide_as_they_can_be() -> None:
