@@ -62,6 +62,11 @@ def rise(step: Callable[[], object], device: str) -> int:
     return bench.peak_memory(device) - before
 
 
+def measured(preset: str, candidate: str, batch: int, device: str) -> int:
+    """The bytes that a running training takes, as a process of its own prints them."""
+    return in_new_process("benchmarks.memory", [preset, candidate, str(batch)], device)
+
+
 def in_new_process(module: str, arguments: list[str], device: str, runs_on_cpu: int = 3) -> int:
     """What `python -m module *arguments device` prints; on a CPU, where it varies by percents, median of some runs."""
     command = [sys.executable, "-m", module, *arguments, device]
