@@ -63,11 +63,13 @@ def train(ranks: Ranks) -> dict[str, Tensor]:
 def first_gradients(config: Config, ranks: Ranks) -> dict[str, Tensor]:
     """What each player's update gets in the first step, in float32; the last one where it is updated several times.
 
-    With learning rates of 0: where a gradient is rounding alone, Adam's first step is as long as anywhere.
+    With learning rates of 0: where a gradient is rounding alone, Adam's first step is as long as anywhere. BEGAN's in
+    float64: its energy is an absolute error, whose slope jumps where a pixel is reproduced to rounding.
     """
+    dtype = torch.float64 if config.preset == "digits-began" else torch.float32
     still = {name: replace(options, lr=0.0) for name, options in config.optim.items()}
     config = replace(config, optim=still)
-    state, step = step_of(config, ranks=ranks)
+    state, step = step_of(config, dtype, ranks=ranks)
     found: dict[str, Tensor] = {}
     for name, player in state.players.items():
 
@@ -77,7 +79,7 @@ def first_gradients(config: Config, ranks: Ranks) -> dict[str, Tensor]:
 
         player.update = update
     numbers = iter(range(step.batches))
-    step(lambda: batch_of(config, next(numbers), ranks=ranks))
+    step(lambda: batch_of(config, next(numbers), dtype, ranks=ranks))
     return found
 
 
