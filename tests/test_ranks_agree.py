@@ -29,8 +29,6 @@ FEW = (
     "digits",
     "digits-conditional",
     "dcgan-64",
-    "wgan-gp-64",
-    "sngan-32",
     "r3gan-32",
     "cyclegan-digits",
     "inpaint-digits",
