@@ -27,8 +27,12 @@ WIDEST = 900  # pixels of a picture on the page
 
 @dataclass(frozen=True)
 class Entry:
-    """title, words: on the page;  train: options of `fastgan train` beside the preset;  show: the command, with RUN in
-    place of the run folder;  picture: what it writes, in the run folder"""
+    """One picture of the page.
+
+    title, words: on the page;  train: options of `fastgan train` beside the preset
+    show:    the command, with RUN in place of the run folder; not run here where it has IMAGES for the reader's own
+    picture: in the run folder, the last that matches
+    """
 
     preset: str
     title: str
@@ -106,9 +110,10 @@ ENTRIES = (
     Entry(
         "srgan-digits",
         "Super-resolution",
-        "Enlarged by bicubic interpolation, and by the network.",
-        "upscale RUN digits",
-        "upscaled/sheet.png",
+        "Digits of the training set, reduced to 4x4: by bicubic interpolation, by the network, as they were. From the"
+        " run's own last grid.",
+        "upscale RUN IMAGES",
+        "fakes-*.png",
     ),
     Entry(
         "inpaint-digits",
@@ -137,8 +142,9 @@ def make(entry: Entry, runs: Path) -> None:
     run.parent.mkdir(parents=True, exist_ok=True)
     log = runs / f"{entry.preset}.log"
     fastgan(f"train --preset {entry.preset} --device cpu --out {shlex.quote(str(run))} {entry.train}", log)
-    fastgan(entry.show.replace("RUN", shlex.quote(str(run))) + " --device cpu", log)
-    with Image.open(run / entry.picture) as picture:
+    if "IMAGES" not in entry.show:
+        fastgan(entry.show.replace("RUN", shlex.quote(str(run))) + " --device cpu", log)
+    with Image.open(sorted(run.glob(entry.picture))[-1]) as picture:
         shown = picture.crop((0, 0, min(picture.width, WIDEST), min(picture.height, WIDEST)))
         PICTURES.mkdir(parents=True, exist_ok=True)
         shown.save(PICTURES / f"{entry.preset}.png", optimize=True)
