@@ -157,7 +157,7 @@ def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: i
             whole(waiting)
     finally:
         clock.close()
-    costs = cycle_cost(config) if _has_cost(config) else {}
+    costs = cycle_cost(config)
     wanted = ("r1", "r2", "wgan_gp", "simultaneous")
     swept = any(getattr(_gan(config), name, False) for name in wanted)
     called = {"critic's turn": "critic's turn: sweep" if swept else "critic's turn: forward, backward"}
@@ -177,7 +177,7 @@ def _has_cost(config: Config) -> bool:
 
 def cycle_cost(config: Config) -> dict[str, Cost]:
     """Cost of a config's mean step over a lazy cycle; nothing for systems that the cost model does not know."""
-    if not isinstance(config.system, UnconditionalGAN):
+    if not _has_cost(config):
         return {}
     every = _gan(config).penalty_every
     mean: dict[str, Cost] = {}

@@ -41,7 +41,7 @@ FREE = (
 )
 
 ABOUT = "about.json"  # of a run folder: the data and the device in words, and the names of the classes
-NEWER = ("data.classes", "data.source_channels", "data.feeder", "data.pairs", "data.direction")
+FOUND = ("data.classes", "data.source_channels")  # what a run fills in from its images: no choice, and no default
 
 
 @contextlib.contextmanager
@@ -150,7 +150,7 @@ def check_same_run(
     data: what tells one set from another, {"images": count, "sha256": of some of them}; the path may change
     """
     theirs, mine = flatten(saved.state["config"]), flatten(mapping)
-    for key in NEWER:  # a checkpoint without it was made before there was a choice
+    for key in FOUND:  # a checkpoint without it was made before it was written down
         theirs.setdefault(key, mine.get(key))
     for key in mine.keys() & defaults.keys() - theirs.keys():
         if not any(other.startswith(f"{key}.") for other in theirs):
