@@ -9,7 +9,7 @@ namespace {
 using namespace fastgan;
 
 constexpr int64_t kShare = int64_t(1) << 15;  // elements that are worth a thread's turn
-constexpr int64_t kPiece = 2048;              // bytes between two looks at the next image
+constexpr int64_t kPiece = 512, kTurns = 2048;  // bytes between two looks at the next image; of flipped ones
 constexpr int64_t kLine = 64, kAligned = 32;
 constexpr int64_t kTooLarge = int64_t(2) << 20;  // bytes of a batch
 
@@ -60,7 +60,7 @@ int64_t run(const Gather& gather) {
     const uint8_t* next = gather.images + (after >= 0 && after < gather.count ? after : image) * size;
     T* out = static_cast<T*>(to.out) + n * size;
     const bool flip = to.flip && to.flip[n];
-    const int64_t rows = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, row)), piece = flip ? rows * row : kPiece;
+    const int64_t piece = flip ? std::max<int64_t>(1, kTurns / std::max<int64_t>(1, row)) * row : kPiece;
     for (int64_t i = 0; i < size; i += piece) {
       const int64_t some = std::min(piece, size - i);
       ask_for(next + i, some);
