@@ -255,6 +255,7 @@ def test_wheel_without_the_extension_is_pure(tree: Path) -> None:
     assert not [name for name in names if name.endswith(".so") or name.startswith(("csrc", "tests"))]
 
 
+@pytest.mark.long
 @needs_cxx
 def test_wheel_with_the_extension_is_of_this_platform(tree: Path) -> None:
     wheel = backend(tree, "build_wheel", CUDACXX="")
