@@ -65,10 +65,17 @@ def _grouped(x: Tensor, weight: Tensor, padding: int) -> Tensor:
 
 
 def peer(
-    system: StyleBasedGAN, generator: Generator, critic: nn.Module, lr: float = 2.5e-3
+    system: StyleBasedGAN,
+    generator: Generator,
+    critic: nn.Module,
+    lr: float = 2.5e-3,
+    *,
+    average: Generator | None = None,
+    decay: float = 0.999,
 ) -> Callable[[Tensor], None]:
-    """loop(images [N, C, S, S]), which trains the two networks by one step."""
-    average = copy.deepcopy(generator).requires_grad_(False)
+    """loop(images [N, C, S, S]), which trains the two networks by one step. average: gets their moving average, of
+    weights as of styles."""
+    average = average or copy.deepcopy(generator).requires_grad_(False)
     options = []
     for every in (system.path_every, system.r1_every):
         c = every / (every + 1)
@@ -112,7 +119,7 @@ def peer(
             _update(generator_adam, penalty * float(system.path) * system.path_every)
         with torch.no_grad():
             for ours, theirs in zip(average.parameters(), generator.parameters(), strict=True):
-                ours.lerp_(theirs, 0.001)
+                ours.lerp_(theirs, 1 - decay)
 
     return loop
 
