@@ -38,7 +38,7 @@ demo: $(STAMP)
 	@$(BIN)/fastgan train --preset digits --out runs/digits
 
 test: $(STAMP) check
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup -q --durations=12 $(if $(K),-k "$(K)")
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal -q --durations=12 $(if $(K),-k "$(K)")
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -175,6 +175,7 @@ def test_nvcc_that_knows_fewer_architectures(tree: Path) -> None:
     assert record["cuda"]["reason"] == "nvcc 11.8.89 knows none of the architectures 90a, 100"
 
 
+@pytest.mark.long
 @needs_cxx
 def test_without_nvcc(tree: Path) -> None:
     record, modules = build(tree, CUDACXX="")

@@ -19,7 +19,7 @@ from fastgan.contract import Batch, Draw, ImageShape
 from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
 from fastgan.features import VGG16Maps, vgg16
-from fastgan.gans import CycleGAN, Inpainting, SuperResolution, Translation, super_resolution
+from fastgan.gans import CycleGAN, Inpainting, SuperResolution, Translation
 from fastgan.gans.masks import centres, crops, draw_masks, neighbours, smooth_fill
 from fastgan.gans.sources import edges, gray, smoothed
 from fastgan.losses import LEAST_SQUARES
@@ -218,7 +218,7 @@ def test_features_of_a_trained_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(FastganError, match="FILE names them"):
         system.turns(state.modules, {})
     monkeypatch.setattr(
-        super_resolution, "open_vgg16_maps", lambda file: VGG16Maps(SimpleNamespace(features=vgg16.trunk()))
+        "fastgan.features.open_vgg16_maps", lambda file: VGG16Maps(SimpleNamespace(features=vgg16.trunk()))
     )
     step = Step(system, state, Averaging(), seed=0, batch=2, total=2)
     before = state.modules["generator"].to_image.weight.clone()
