@@ -54,7 +54,7 @@ class PlainCritic(nn.Module):
 class PlainLoop:
     """loop(batch) trains both networks by one step."""
 
-    def __init__(self, classes: int, width: int) -> None:
+    def __init__(self, classes: int, width: int, lr: float = 2e-4) -> None:
         torch.manual_seed(0)
         self.classes = classes
         self.generator, self.critic = PlainGenerator(classes, width), PlainCritic(classes, width)
@@ -64,7 +64,7 @@ class PlainLoop:
         for network in (self.generator, self.critic):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.of_generator, self.of_critic = (
-            torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
+            torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999))
             for network in (self.generator, self.critic)
         )
 
@@ -88,4 +88,6 @@ class PlainLoop:
         """Images [N, 3, 64, 64] of the classes `labels` [N], in evaluation mode."""
         self.generator.eval()
         z = torch.randn(len(labels), LATENT, generator=torch.Generator().manual_seed(1))
-        return torch.cat([self.generator(*part) for part in zip(z.split(64), labels.split(64), strict=True)])
+        images = torch.cat([self.generator(*part) for part in zip(z.split(64), labels.split(64), strict=True)])
+        self.generator.train()
+        return images

@@ -68,7 +68,7 @@ def configured(preset: str, system: Any, images: ImageSet, **changes: Any) -> Co
 
 
 def conditional(kimg: float) -> Contest:
-    images, batch, width = sets(PHOTOS)[0], 64, 16
+    images, batch, width, lr = sets(PHOTOS)[0], 16, 16, 5e-4
     judge = Judge(images)
     averaging = Averaging(halflife_kimg=1.0, rampup=0.1)
     sides: dict[str, Callable[[Batch], object]] = {}
@@ -81,20 +81,20 @@ def conditional(kimg: float) -> Contest:
 
         return sample
 
-    for name, labels in ((OURS, "projection"), ("fastgan, labels by concatenation", "concatenation")):
-        networks = DCGAN(generator_width=width, critic_width=width, critic_norm="none")
-        base = PRESETS["conditional-64"].system
-        assert isinstance(base, ConditionalGAN)
-        system = replace(base, networks=networks, labels=labels)
-        config = configured("conditional-64", system, images, averaging=averaging, kimg=kimg, batch=batch)
-        state, sides[name] = engine(config)
-        samplers[name] = sampler(config, state)
-    plain = PlainLoop(len(images.classes), width)
+    networks = DCGAN(generator_width=width, critic_width=width, critic_norm="none")
+    base = PRESETS["conditional-64"].system
+    assert isinstance(base, ConditionalGAN)
+    system = replace(base, networks=networks, labels="projection")
+    optim = dict.fromkeys(("generator", "critic"), Optimizer(lr=lr, beta1=0.5, beta2=0.99))
+    config = configured("conditional-64", system, images, optim=optim, averaging=averaging, kimg=kimg, batch=batch)
+    state, sides[OURS] = engine(config)
+    samplers[OURS] = sampler(config, state)
+    plain = PlainLoop(len(images.classes), width, lr)
     sides["plain loop"] = plain
     samplers["plain loop"] = plain.sample
     classes = len(images.classes)
     return Contest(
-        f"conditional, DCGAN networks of width {width}, batch {batch}",
+        f"conditional, DCGAN networks of width {width}, labels by projection, batch {batch}",
         batch,
         images,
         sides,

@@ -11,8 +11,10 @@ photographs, which no side was trained on, or by samples (benchmarks.photo_score
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,32 +28,33 @@ from fastgan.run.images import grid, save_png
 
 CONTESTS: dict[str, tuple[float, Callable[[float], Contest]]] = {  # name -> thousand images, how it is made
     "conditional": (20.0, photo_contests.conditional),
-    "pix2pix-noise": (3.0, lambda kimg: photo_contests.translation("noise", kimg)),
-    "pix2pix-gray": (4.0, lambda kimg: photo_contests.translation("gray", kimg)),
-    "super-resolution": (6.0, photo_contests.super_resolution),
-    "stylegan2": (10.0, photo_contests.stylegan2),
+    "pix2pix-noise": (2.0, lambda kimg: photo_contests.translation("noise", kimg)),
+    "pix2pix-gray": (3.0, lambda kimg: photo_contests.translation("gray", kimg)),
+    "super-resolution": (4.0, photo_contests.super_resolution),
+    "stylegan2": (6.0, photo_contests.stylegan2),
 }
 CHUNK = 256  # images that a side trains on before the next one's turn
 RESULTS = Path(__file__).parent / "results"
 
 
-def train(contest: Contest, kimg: float) -> dict[str, list[float]]:
-    """Seconds per step of every side, one number for each of its turns."""
+def train(contest: Contest, kimg: float) -> Iterator[tuple[float, dict[str, list[float]]]]:
+    """Trains all sides; at each quarter of the way: thousand images so far, and of every side the seconds per step, one
+    number for each of its turns."""
     steps, chunk = round(kimg * 1000 / contest.batch), max(1, CHUNK // contest.batch)
     seconds: dict[str, list[float]] = {name: [] for name in contest.sides}
-    names = list(contest.sides)
+    names, turns = list(contest.sides), math.ceil(steps / chunk)
     with Feeder(contest.train, seed=0, batch=contest.batch, mirror=contest.mirror) as feeder:
-        for turn, first in enumerate(range(0, steps, chunk)):
-            batches = [next(feeder) for _ in range(min(chunk, steps - first))]
+        for turn in range(turns):
+            done = min((turn + 1) * chunk, steps)
+            batches = [next(feeder) for _ in range(done - turn * chunk)]
             start = turn % len(names)  # who begins changes from turn to turn
             for name in names[start:] + names[:start]:
                 began = time.thread_time()
                 for batch in batches:
                     contest.sides[name](batch)
                 seconds[name].append((time.thread_time() - began) / len(batches))
-            if turn % 8 == 7:
-                print(f"  {(first + chunk) * contest.batch / 1000:.1f} kimg", flush=True)
-    return seconds
+            if (turn + 1) * 4 // turns > turn * 4 // turns:
+                yield done * contest.batch / 1000, seconds
 
 
 def said(name: str, value: float) -> str:
@@ -60,26 +63,27 @@ def said(name: str, value: float) -> str:
     return f"{name} {value:.3f}" if value < 1 else f"{name} {value:.2f}"
 
 
-def case(name: str, kimg: float, pictures: Path | None) -> bench.Case:
-    contest = CONTESTS[name][1](kimg)
-    print(f"{contest.title}: {kimg:g} kimg", flush=True)
-    seconds = train(contest, kimg)
+def case(name: str, contest: Contest, kimg: float, seconds: dict[str, list[float]]) -> bench.Case:
+    """The outcome after so many thousand images."""
     notes = {
         f"{name}, {what}": ", ".join(said(*score) for score in scores.items())
         for what, scores in contest.reference.items()
     }
     for side in contest.sides:
-        scores = contest.scores(side)
         speed = contest.batch / bench.Case("", side, seconds).median(side)
-        notes[f"{name}, {side}"] = ", ".join(
-            [*(said(*score) for score in scores.items()), f"{speed:.1f} images/s of one core"]
-        )
-        if pictures is not None:
-            file = f"photos-{name}-{'ours' if side == OURS else side.replace(', ', '-').replace(' ', '-')}.png"
-            columns = {192: 4}.get(contest.picture(side).shape[-1], 7 if name == "conditional" else 8)
-            save_png(grid(contest.picture(side), columns=columns), pictures / file)
-    seconds = {side: [float(f"{value:.5g}") for value in times] for side, times in seconds.items()}
-    return bench.Case(f"{contest.title}, {kimg:g} kimg", OURS, seconds, notes=notes)
+        scores = [said(*score) for score in contest.scores(side).items()]
+        notes[f"{name}, {side}"] = ", ".join([*scores, f"{speed:.1f} images/s of one core"])
+    rounded = {side: [float(f"{value:.5g}") for value in times] for side, times in seconds.items()}
+    return bench.Case(f"{contest.title}, {kimg:.3g} kimg", OURS, rounded, notes=notes)
+
+
+def draw(name: str, contest: Contest, folder: Path) -> None:
+    """A sheet of each side."""
+    for side in contest.sides:
+        words = "ours" if side == OURS else side.replace(",", "").replace(" ", "-")
+        picture = contest.picture(side)
+        columns = 4 if picture.shape[-1] > 64 else 7 if name == "conditional" else 8
+        save_png(grid(picture, columns=columns), folder / f"photos-{name}-{words}.png")
 
 
 def main() -> None:
@@ -96,23 +100,29 @@ def main() -> None:
     for name in options.names or list(CONTESTS):
         if name not in CONTESTS:
             raise FastganError(f"{name!r} is no contest{suggest(name, CONTESTS)}")
-        found = case(name, CONTESTS[name][0] * options.kimg, options.pictures)
-        result = bench.Result("photographs", bench.device_info(), 1.0, 1.0, bench.load_average(), (found,))
-        print("\n".join(bench.text(result).splitlines()[2:]), flush=True)
-        if options.save_results:
-            add(result, options.results)
+        kimg = CONTESTS[name][0] * options.kimg
+        contest = CONTESTS[name][1](kimg)
+        for done, seconds in train(contest, kimg):
+            found = case(name, contest, done, seconds)
+            result = bench.Result("photographs", bench.device_info(), 0.0, 0.0, bench.load_average(), (found,))
+            print("\n".join(bench.text(result).splitlines()[2:]), flush=True)
+            if options.save_results:
+                add(result, options.results)
+            if options.pictures:
+                draw(name, contest, options.pictures)
 
 
 def add(result: bench.Result, folder: Path) -> None:
     """Write a contest's result into the file, in place of an older one of the same contest."""
     path = folder / result.device.slug / f"{result.subject}.json"
-    cases = {case.name.split(",")[0] + next(iter(case.notes)): case for case in result.cases}
-    if path.exists():
-        old = {case.name.split(",")[0] + next(iter(case.notes)): case for case in bench.Result.load_file(path).cases}
-        cases = old | cases
-    bench.Result(
-        result.subject, result.device, result.copy_rate, result.matmul_rate, result.load, tuple(cases.values())
-    ).save(folder)
+    old = bench.Result.load_file(path).cases if path.exists() else ()
+    cases = {contest_of(case): case for case in (*old, *result.cases)}
+    replace(result, cases=tuple(cases.values())).save(folder)
+
+
+def contest_of(case: bench.Case) -> str:
+    """The name that its notes begin with."""
+    return next(iter(case.notes)).split(",")[0]
 
 
 if __name__ == "__main__":
