@@ -32,7 +32,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 7;
+constexpr int kAbi = 8;
 
 template <typename T>
 T* at(Address address) {
