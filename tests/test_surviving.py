@@ -195,7 +195,7 @@ def test_a_shard_that_is_missing(packs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+@pytest.mark.parametrize("kind", [pytest.param("raw", marks=pytest.mark.long), "jpeg"])
 def test_a_corrupt_image_in_a_pack_stops_training_and_keeps_what_was_trained(
     kind: str, packs: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from fastgan.data.order import BLOCK, Order
 from fastgan.data.pack import pack
 from fastgan.data.pack_format import shard_path
 from fastgan.data.pack_source import PackOptions
+from fastgan.data.rows import native
 from fastgan.data.sampler import flips, image_order, second_seed
 from fastgan.errors import FastganError
 
@@ -134,6 +135,8 @@ def test_a_changed_pixel_of_a_raw_pack_is_found_where_it_is_first_shown(packs: P
 @pytest.mark.parametrize("source", [False, True])
 def test_both_lanes_give_the_same_batches(monkeypatch: pytest.MonkeyPatch, source: bool) -> None:
     """Two native threads, one, and the thread of Python; with labels, a second set, and blocks of the order."""
+    if native() is None:
+        pytest.skip("no native part")
     labelled = made(50, labels=np.arange(50) % 7, classes=tuple("abcdefg"), block=16)
     more = {"source": made(41, seed=1, channels=1)} if source else {}
     found = {}
