@@ -1,6 +1,7 @@
 #include "feed.h"
 
 #include <pthread.h>
+#include <signal.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -113,6 +114,11 @@ class Feed {
 
 Feed* fastgan_feed_open(const FeedPlan* plan, int threads) {
   auto state = std::make_shared<State>(*plan, threads);
+  // Signals are for the program's own threads: these inherit a mask that takes none but those of a fault of their own.
+  sigset_t none, before;
+  sigfillset(&none);
+  for (const int fault : {SIGBUS, SIGFPE, SIGILL, SIGSEGV}) sigdelset(&none, fault);
+  pthread_sigmask(SIG_SETMASK, &none, &before);
   // Not joined: one that hangs in a read would hang the program, too. Each keeps what it shares.
   for (int i = 0; i < threads; ++i) {
     std::thread thread([state] { state->work(); });
@@ -121,6 +127,7 @@ Feed* fastgan_feed_open(const FeedPlan* plan, int threads) {
 #endif
     thread.detach();
   }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return new Feed{std::move(state)};
 }
 
