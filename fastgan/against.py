@@ -125,10 +125,9 @@ def _unconditional(config: Config, device: torch.device, compiled: str) -> Calla
 
 def _style_based(config: Config, device: torch.device, compiled: str) -> Callable[[], object]:
     system, layout = _options(config), _layout(config)
-    players = {
-        name: player.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-        for name, player in system.players(config.shape).items()
-    }
+    with baseline.unfused():
+        made: Any = system.players(config.shape)
+    players = {name: player.to(device, memory_format=layout).train() for name, player in made.items()}
     images = RandomBatches(config, device)().images.contiguous(memory_format=layout)
     networks = players["generator"], players["critic"]
     loop = baseline_styles.plain(system, *networks, config.optim, compiled=compiled)
@@ -138,8 +137,8 @@ def _style_based(config: Config, device: torch.device, compiled: str) -> Callabl
 def _turns(config: Config, device: torch.device, compiled: str) -> Callable[[], object]:
     given = config.system, config.shape, config.optim, config.averaging
     loop = baseline_turns.plain_turns(*given, device, _layout(config), compiled=compiled)
-    batches = RandomBatches(config, device)
-    return lambda: loop(batches)
+    batch = RandomBatches(config, device)()
+    return lambda: loop(batch)
 
 
 def _options(config: Config) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,9 +13,10 @@ import pytest
 import torch
 from small_presets import batch_of, narrow, step_of
 
-from fastgan import trial
+from fastgan import baseline_turns, trial
 from fastgan.baseline import objective, plain_players, recipe_of, tidy, unfused
 from fastgan.cli import main
+from fastgan.contract import Draw
 from fastgan.cost import Cost
 from fastgan.nn import fused
 
@@ -39,6 +41,43 @@ def test_bench_step_says_all(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_what_bench_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "step", *NARROW, "--against", "eagre"]) == 2
     assert "did you mean 'eager'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["pix2pix-digits", "stylegan2-digits"])
+def test_bench_knows_other_systems(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    narrower = ["--set", "system.networks.max_width=8"] if preset.startswith("style") else []
+    given = ["bench", "step", "--preset", preset, "--batch", "4", "--device", "cpu", "--steps", "1", *narrower]
+    assert main([*given, "--against", "eager"]) == 0
+    said = capsys.readouterr().out
+    assert "plain PyTorch, eager" in said
+    assert "not known for" in said
+
+
+@pytest.mark.parametrize("preset", ["pix2pix-digits", "digits-conditional", "cyclegan-digits"])
+def test_the_plain_turns_are_those_of_the_engine(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the engine's random numbers they leave the engine's weights."""
+    config = replace(narrow(preset), kimg=1e9)  # schedules stay at their starts
+    given = config.system, config.shape, config.optim, config.averaging, torch.device("cpu"), torch.contiguous_format
+    kept = []
+
+    def players_of(image: Any) -> Any:
+        kept.append(type(config.system).players(config.system, image))
+        return kept[-1]
+
+    _, step = step_of(config, torch.float64)
+    monkeypatch.setattr(baseline_turns, "PlainDraw", lambda seed, index, _: next(draws))
+    object.__setattr__(config.system, "players", players_of)
+    loop = baseline_turns.plain_turns(*given, dtype=torch.float64)
+    for name, player in kept[0].items():
+        player.load_state_dict(step.state.modules[name].state_dict())
+    ready = [batch_of(config, n, torch.float64) for n in range(2)]
+    for batch in ready:
+        draws = iter(Draw(step.seed, batch.index, stream=number) for number in step.phase)
+        loop(batch)
+        step(lambda: batch)  # noqa: B023
+    for name, player in kept[0].items():
+        for (key, theirs), ours in zip(player.named_parameters(), step.state.modules[name].parameters(), strict=True):
+            assert (theirs - ours).norm() < 1e-9 * ours.norm().clamp(min=1), f"{name}.{key}"
 
 
 def test_the_parts_add_up_and_the_step_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
