@@ -80,12 +80,15 @@ def plain(
     *,
     tidy: bool = True,
     compiled: str = "",
+    average: Generator | None = None,
+    decay: float = 0.999,
 ) -> Callable[[Tensor], None]:
     """loop(images [N, C, S, S]), which trains the two networks by one step.
 
-    optimizers: of "generator" and "critic", Adam;  compiled: one of ARRANGEMENTS, or "" for none
+    optimizers: of "generator" and "critic", Adam;  compiled: one of ARRANGEMENTS, or "" for none;  average: gets the
+    moving average of the generator's weights
     """
-    average = copy.deepcopy(generator).requires_grad_(False)
+    average = average or copy.deepcopy(generator).requires_grad_(False)
     generator_adam, critic_adam = (
         _adam(optimizers[name], module, fused=tidy) for name, module in (("generator", generator), ("critic", critic))
     )
@@ -136,7 +139,7 @@ def plain(
         if weight and number % system.path_every == 0:
             path_turn(max(1, count // system.path_share))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 0.001)
+            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - decay)
 
     return loop
 
