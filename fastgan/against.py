@@ -94,7 +94,7 @@ def _loops(config: Config) -> tuple[Sequence[str], Made]:
     """Arrangements of torch.compile, and what makes a plain step, for the config's system."""
     system: Any = config.system
     if isinstance(system, UnconditionalGAN) and _is_tidy(system):
-        return baseline.ARRANGEMENTS, _unconditional
+        return baseline.arrangements_of(system), _unconditional
     if isinstance(config.system, StyleBasedGAN) and config.system.loss == "non_saturating":
         return baseline_styles.ARRANGEMENTS, _style_based
     return baseline_turns.ARRANGEMENTS, _turns

@@ -91,6 +91,7 @@ BELOW: dict[str, set[str]] = {
         "gans",
         "kernels",
         "options",
+        "presets",
         "step",
         "assemble",
     },
