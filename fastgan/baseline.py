@@ -146,6 +146,8 @@ def compiled_gradients(critic: nn.Module, recipe: Recipe, mode: str) -> Callable
         return torch.autograd.grad(objective(critic, recipe, x, fakes, strength, epsilon), parameters)
 
     def gradients(x: Tensor, fakes: Tensor, strength: int, epsilon: Tensor | None) -> tuple[Tensor, ...]:
+        if fakes.stride() != x.stride():  # a generator may give another layout, over which Inductor stumbles
+            fakes = torch.empty_like(x).copy_(fakes)
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             return compiled(x, fakes, strength, epsilon)
 
