@@ -33,7 +33,7 @@ Method = Literal["auto", "cholesky_eigh", "cholesky_svd", "polar"]
 METHODS: tuple[str, ...] = get_args(Method)
 EPS = torch.finfo(torch.float64).eps
 TOLERANCE = 1e-8  # relative error estimate beyond which "auto" takes the singular values instead
-PANEL = 256  # columns at a time of products that skip what triangles and symmetry make known
+PANEL = 128  # columns at a time of products that skip what triangles and symmetry make known
 SMALLEST = 1e-9  # singular values that Polar Express brings to 1, relative to the largest
 
 
@@ -104,8 +104,13 @@ def product_norm(first: Factor, second: Factor, method: Method = "auto", toleran
 
     tolerance: relative error estimate beyond which "auto" takes the singular values instead
     """
-    product = first.matrix.mT @ second.matrix
-    rank = torch.minimum(first.rank, second.rank)
+    return nuclear_norm(first.matrix.mT @ second.matrix, torch.minimum(first.rank, second.rank), method, tolerance)
+
+
+def nuclear_norm(
+    product: Tensor, rank: Tensor | None = None, method: Method = "auto", tolerance: float = TOLERANCE
+) -> NuclearNorm:
+    """product: [..., m, n], of rank at most `rank` [...]. Method and tolerance as in product_norm."""
     if method == "cholesky_svd":
         return by_singular_values(product)
     if method == "polar" or (method == "auto" and product.is_cuda):
