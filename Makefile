@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
 
-.PHONY: demo test check soak gallery bench gpu clean install
+.PHONY: demo test lint check soak gallery bench gpu clean install
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -37,12 +37,14 @@ $(STAMP): $(VENV)/.torch $(SOURCES)
 demo: $(STAMP)
 	@$(BIN)/fastgan train --preset digits --out runs/digits
 
-test: $(STAMP) check
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup -q --durations=12 $(if $(K),-k "$(K)")
+test: $(STAMP) lint
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal -q --durations=12 $(if $(K),-k "$(K)")
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 soak: $(STAMP)

@@ -1,7 +1,8 @@
 """Feeding: a memory-mapped pack, JPEG files and packing, each against what a careful user of PyTorch and Pillow writes.
 
 A call of a candidate takes one batch (of 256 images of 64x64) from an endless iterator, as a training loop does. All
-give uint8 unless the case says otherwise; none does anything with the batch.
+give uint8 unless the case says otherwise; none does anything with the batch. Ours compares each image with its checksum
+when it first comes; the loaders compare nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from benchmarks.feeding import (
     BATCH,
@@ -24,6 +27,7 @@ from benchmarks.feeding import (
     Files,
     Mapped,
     MappedBatches,
+    Prepare,
     decode_all,
     endless,
     loader,
@@ -38,6 +42,8 @@ from fastgan.data.image_set import describe, fetch_from
 from fastgan.data.pack import pack
 from fastgan.data.pack_format import Shard
 from fastgan.data.pack_source import PackOptions
+from fastgan.data.rows import Rows
+from fastgan.data.sampler import flips, image_order
 from fastgan.errors import FastganError
 from fastgan.kernels.ingest import ingest
 from fastgan.options import Config, with_data
@@ -62,32 +68,80 @@ def pictures(folder: Path) -> list[str]:
     return sorted(map(str, write_pictures(folder / "jpegs", FILES, SIDE).glob("*.jpg")))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
-def test_memory_mapped(packed: Path, ratio, device, dtype):
+def loaders_of(shard: Path) -> dict[str, DataLoader]:
+    """Every arrangement that gives uint8 batches of a raw shard."""
+    return {
+        "DataLoader, 2 workers": loader(Mapped(shard), 2),
+        "DataLoader, 2 workers, whole batches": loader(MappedBatches(shard), 2),
+        "DataLoader, 0 workers": loader(Mapped(shard), 0),
+        "DataLoader, 0 workers, whole batches": loader(MappedBatches(shard), 0),
+    }
+
+
+def test_memory_mapped(packed: Path, ratio, device):
+    """Batches as they are stored: the copy and nothing else."""
     images = open_images(DataOptions(path=str(packed), size=SIDE))
-    with Feeder(images, seed=0, batch=BATCH, dtype=dtype, kind="host") as feeder:
+    with Feeder(images, seed=0, batch=BATCH, dtype=torch.uint8, kind="host") as feeder:
         batch = next(feeder)
-        assert batch.images.shape == (BATCH, 3, SIDE, SIDE)
-        loaders = {
-            "DataLoader, 2 workers": endless(loader(Mapped(packed / "shard-00000.bin"), 2)),
-            "DataLoader, 2 workers, whole batches": endless(loader(MappedBatches(packed / "shard-00000.bin"), 2)),
-            "DataLoader, 0 workers": endless(loader(Mapped(packed / "shard-00000.bin"), 0)),
-            "DataLoader, 0 workers, whole batches": endless(loader(MappedBatches(packed / "shard-00000.bin"), 0)),
-        }
-        as_wanted = (lambda pixels: pixels) if dtype == torch.uint8 else (lambda pixels: ingest(pixels))
-        candidates = {"fastgan": lambda: next(feeder)}
-        candidates |= {name: lambda it=it: as_wanted(next(it)) for name, it in loaders.items()}
-        if dtype == torch.uint8:
-            copies = memory_copy(images)
-            candidates["memcpy of the bytes"] = lambda: next(copies)
+        assert torch.equal(batch.images.permute(0, 2, 3, 1), read_as(images, 0))
+        batches = {name: endless(each) for name, each in loaders_of(packed / "shard-00000.bin").items()}
+        batches["memcpy of the bytes"] = memory_copy(images)
+        candidates = {"fastgan": lambda: next(feeder)} | {n: lambda it=it: next(it) for n, it in batches.items()}
+        size = BATCH * SIDE * SIDE * 3
+        ratio(
+            "feed", f"memory-mapped pack, {BATCH} of {SIDE}x{SIDE}, uint8", candidates, ours="fastgan", bytes=2 * size
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_mapped_as_training_takes_it(packed: Path, ratio, device, dtype):
+    """Normalised, half of them mirrored, channels-last: in one pass by ours, by PyTorch's operations after a loader."""
+    images, shard = open_images(DataOptions(path=str(packed), size=SIDE)), packed / "shard-00000.bin"
+    prepare = Prepare(dtype)
+    with Feeder(images, seed=0, batch=BATCH, dtype=dtype, kind="host", mirror=True) as feeder:
+        batch = next(feeder)
+        chosen = torch.from_numpy(flips(0, np.arange(BATCH)))
+        assert torch.equal(batch.images, ingest(read_as(images, 0), chosen, dtype))
+        plain = prepare(read_as(images, 0)).float()  # mirrored at random: compared as it was, and mirrored
+        either = torch.minimum((plain - batch.images).abs(), (plain.flip(3) - batch.images).abs()).amax((1, 2, 3))
+        assert (either < 0.02).all()
+        batches = {name: map(prepare, endless(each)) for name, each in loaders_of(shard).items()}
+        in_workers = loader(MappedBatches(shard, prepare), 2)
+        batches["DataLoader, 2 workers, whole batches, ready"] = endless(in_workers)
+        candidates = {"fastgan": lambda: next(feeder)} | {n: lambda it=it: next(it) for n, it in batches.items()}
         size = BATCH * SIDE * SIDE * 3
         ratio(
             "feed",
-            f"memory-mapped pack, {BATCH} of {SIDE}x{SIDE}, {str(dtype).removeprefix('torch.')}",
+            f"memory-mapped pack, {BATCH} of {SIDE}x{SIDE}, {str(dtype).removeprefix('torch.')}, as training takes it",
             candidates,
             ours="fastgan",
-            bytes=size * (2 if dtype == torch.uint8 else 5),
+            bytes=size * (1 + dtype.itemsize),
         )
+
+
+def read_as(images: ImageSet, first: int) -> torch.Tensor:
+    """A batch from sample number `first` on, [N, H, W, C] uint8."""
+    return torch.from_numpy(images.read(image_order(0, len(images), first + np.arange(BATCH))))
+
+
+def test_checksums(packed: Path, ratio, device):
+    """What comparing every image with its checksum costs, in the first epoch; later ones compare nothing."""
+    images = open_images(DataOptions(path=str(packed), size=SIDE))
+    rows = images.fetch.rows
+    free, bound = Rows(rows.pixels), Rows(rows.pixels, rows.sums, once=False)
+    order, out = np.random.default_rng(0).permutation(len(images)), np.empty((BATCH, SIDE, SIDE, 3), np.uint8)
+    numbers = cycle(order[: len(order) // BATCH * BATCH].reshape(-1, BATCH))
+    ratio(
+        "feed",
+        f"gathering {BATCH} of {SIDE}x{SIDE} on one thread",
+        {
+            "without checksums": lambda: free.copy(next(numbers), out),
+            "every image compared": lambda: bound.copy(next(numbers), out),
+            "compared by zlib": lambda: [zlib.crc32(image) for image in rows.pixels[next(numbers)]],
+        },
+        ours="every image compared",
+        bytes=2 * out.nbytes,
+    )
 
 
 def test_jpeg(pictures: list[str], folder: Path, ratio, device):

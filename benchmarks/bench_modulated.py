@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import stylegan2_peer
+from fastgan import baseline_styles
 from fastgan.assemble import build_state
 from fastgan.contract import Batch
 from fastgan.data import DataOptions, open_images
@@ -36,7 +36,7 @@ def test_layer(case: str, up: bool, ratio, device) -> None:
         own = StyledConv(channels, channels, 512, 2 * size if up else size, up=up).to(device)
         own.load_state_dict(layer.state_dict())
         own.to(memory_format=layout)
-        ours, theirs = own(x, w, noise), stylegan2_peer._styled(own, x, w, noise)
+        ours, theirs = own(x, w, noise), baseline_styles.styled(own, x, w, noise)
         assert (ours - theirs).norm() < 1e-5 * theirs.norm(), "not the same layer"
 
         def both(run, x=x, own=own):
@@ -48,7 +48,7 @@ def test_layer(case: str, up: bool, ratio, device) -> None:
 
         if name == "channels_last":
             candidates[OURS] = both(lambda own, x: own(x, w, noise))
-        candidates[f"weights per sample, {name}"] = both(lambda own, x: stylegan2_peer._styled(own, x, w, noise))
+        candidates[f"weights per sample, {name}"] = both(lambda own, x: baseline_styles.styled(own, x, w, noise))
     what = f"modulated layer, {case}, {'upsampling, ' if up else ''}batch {n}"
     result = ratio("modulated", what, candidates, OURS)
     assert max(result.ratio(name).high for name in candidates if name != OURS) >= 1.0
@@ -73,7 +73,7 @@ def test_step(preset: str, ratio, device) -> None:
     step = Step(config.system, state, config.averaging, seed=0, batch=config.batch, total=10**9)
     batch = Batch(real, None, torch.arange(config.batch, device=device))
     plain = {name: module.to(device) for name, module in config.system.players(config.shape).items()}
-    loop = stylegan2_peer.peer(config.system, plain["generator"], plain["critic"])
+    loop = baseline_styles.plain(config.system, plain["generator"], plain["critic"], config.optim, tidy=False)
 
     def ours() -> None:
         for _ in range(16):

@@ -8,15 +8,13 @@ float32 steps are timed in turn, then both train for the same steps and are scor
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
 
+from benchmarks.image_peers import PlainTranslation, unfused
 from benchmarks.image_quality import compared, sets
 from fastgan.contract import Batch
 from fastgan.data.feeder import Feeder
@@ -43,53 +41,13 @@ def config_of(device: str) -> Config:
     return replace(base, system=system, data=data, optim=optim, batch=BATCH, kimg=BATCH * STEPS / 1000, threads=0)
 
 
-@dataclass
-class Plain:
-    """The loop. generator, critic: of PyTorch's own layers;  share: of the critic's loss, which the paper halves"""
-
-    generator: nn.Module
-    critic: nn.Module
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        self.adams = [
-            torch.optim.Adam(m.parameters(), lr=LR, betas=(0.5, 0.999)) for m in (self.generator, self.critic)
-        ]
-
-    def __call__(self, source: Tensor, target: Tensor) -> None:
-        of_generator, of_critic = self.adams
-        fake = self.generator(source)
-        self.critic.requires_grad_(True)
-        of_critic.zero_grad()
-        loss = self._against(fake.detach(), source, 0.0) + self._against(target, source, 1.0)
-        (loss * self.share).backward()
-        of_critic.step()
-        self.critic.requires_grad_(False)
-        of_generator.zero_grad()
-        (self._against(fake, source, 1.0) + 100 * l1_loss(fake, target)).backward()
-        of_generator.step()
-
-    def _against(self, image: Tensor, source: Tensor, wanted: float) -> Tensor:
-        logits = self.critic(image, source)
-        return binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
-
-
-def unfused(module: nn.Module) -> nn.Module:
-    """A copy that computes layer by layer, as PyTorch does."""
-    made = copy.deepcopy(module)
-    for part in made.modules():
-        original = getattr(type(part), "_fastgan_original", None)
-        if original is not None:
-            part.__class__ = original
-    return made
-
-
-def both(config: Config, device: str, dtype: torch.dtype) -> tuple[Step, Plain]:
+def both(config: Config, device: str, dtype: torch.dtype) -> tuple[Step, PlainTranslation]:
     """The engine and the loop with the same weights, in the preset's layout."""
     place = torch.device(device)
     options = {"seed": config.seed, "device": place, "dtype": dtype, "memory_format": torch.channels_last}
     state = new_state(config.system, config.shape, config.optim, config.averaging, **options)  # type: ignore[arg-type]
-    plain = Plain(*(unfused(state.players[name].module) for name in ("generator", "critic")))
+    networks = (unfused(state.players[name].module) for name in ("generator", "critic"))
+    plain = PlainTranslation(*networks, LR)
     step = Step(config.system, state, config.averaging, seed=0, batch=BATCH, total=config.images)
     return step, plain
 

@@ -6,6 +6,7 @@ times one function at a time, so it only keeps the outcome (`extra_info`, in its
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from fastgan import bench
+from fastgan.errors import FastganError
 
 RESULTS = Path(__file__).parent / "results"
 CASES = pytest.StashKey[dict[str, list[bench.Case]]]()
@@ -27,8 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--save-results",
         action="store_true",
-        help="write <results>/<device>/<subject>.json, with the cases of this run",
+        help="write <results>/<device>/<subject>.json: the cases of this run, and those that the file has from earlier "
+        "runs of the same commit on the same machine",
     )
+    group.addoption("--compile-limit", type=float, default=600.0, help="seconds that torch.compile has for a loop")
     group.addoption("--images", type=int, default=None, help="images that bench_eval scores")
     group.addoption("--results", default=str(RESULTS), help="folder of the results; default: benchmarks/results")
 
@@ -95,7 +99,16 @@ class Comparison:
         """An outcome that was timed in another way."""
         self.config.stash[CASES].setdefault(subject, []).append(result)
         if self.config.getoption("--save-results"):  # now, so that a run that is stopped keeps what it has
-            result_of(self.config, subject).save(Path(self.config.getoption("--results")))
+            save(result_of(self.config, subject), Path(self.config.getoption("--results")))
+
+
+def save(result: bench.Result, folder: Path) -> None:
+    """Write the subject's file. A subject that takes too long for one run is measured case by case."""
+    path = folder / result.device.slug / f"{result.subject}.json"
+    if path.exists():
+        with contextlib.suppress(FastganError, ValueError, TypeError):  # of another format: it is replaced
+            result = result.with_cases_of(bench.Result.load_file(path))
+    result.save(folder)
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ The DataLoader is set up as a careful user would: shuffled, the whole batch in o
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,13 @@ def raw_pack(folder: Path, count: int) -> Path:
     pack(PackOptions(str(pictures), str(small), size=SIDE))
     large.mkdir()
     pixels = np.fromfile(shard_path(small, 0), np.uint8).reshape(256, -1)
+    sums = np.empty(count, "<u4")
     with shard_path(large, 0).open("wb") as file:
         for start in range(0, count, 256):
-            file.write(np.roll(pixels, start, 1)[: min(256, count - start)].tobytes())
-    np.save(large / CHECKSUMS, np.zeros(count, "<u4"))
+            images = np.roll(pixels, start, 1)[: min(256, count - start)]
+            sums[start : start + len(images)] = [zlib.crc32(image) for image in images]
+            file.write(images.tobytes())
+    np.save(large / CHECKSUMS, sums)
     index = replace(read_index(small), count=count, shards=(Shard(count, count * pixels.shape[1]),))
     (large / INDEX).write_bytes(index.to_json())
     return large
@@ -65,10 +69,32 @@ class Mapped(Dataset):  # type: ignore[type-arg]
 
 
 class MappedBatches(Mapped):
-    """The same, a batch in one call."""
+    """The same, a batch in one call. ready: turns it into what training takes, in the process that reads it."""
+
+    def __init__(self, shard: Path, ready: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__(shard)
+        self.ready = ready
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.take(self.pixels, indices, axis=0))
+        batch = torch.from_numpy(np.take(self.pixels, indices, axis=0))
+        return batch if self.ready is None else self.ready(batch)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """[N, H, W, C] uint8 to what training takes, in PyTorch's operations as a careful user writes them: mirrored while
+    a value is one byte, and only the images that are; no copy for the layout, which is channels-last already; one
+    conversion, and the rest in place.
+
+    In bfloat16 that rounds three times, where our feeder rounds once: the faster way, which is what counts here.
+    """
+
+    dtype: torch.dtype
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        mirrored = torch.rand(len(pixels)) < 0.5
+        pixels[mirrored] = pixels[mirrored].flip(2)
+        return pixels.permute(0, 3, 1, 2).to(self.dtype).div_(127.5).sub_(1)
 
 
 class Files(Dataset):  # type: ignore[type-arg]

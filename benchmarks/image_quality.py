@@ -25,6 +25,7 @@ from fastgan.config import override
 from fastgan.data import DataOptions, ImageSet, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError
+from fastgan.gans.masks import smooth_fill
 from fastgan.gans.sources import smoothed
 from fastgan.metrics import psnr, ssim
 from fastgan.models.srresnet import enlarged
@@ -113,7 +114,7 @@ def of_inpainting(system: Any, players: dict[str, Any], batch: Any) -> dict[str,
         draw = picture_draw(batch.index.tolist(), batch.index.device)
         masks = replace(system, mask=kind).masks(batch, draw)
         filled = system.inpaint(players, batch.images, masks, draw)
-        ways = {"mean of the rest": mean_filled, "diffusion": diffused}
+        ways = {"mean of the rest": mean_filled, "diffusion": diffused, "smooth fill": smooth_fill}
         for name, made in ({way: fill(batch.images, masks) for way, fill in ways.items()} | {"filled": filled}).items():
             error = ((made - batch.images).square() * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3)) / made.shape[1]
             numbers[f"{kind}: {name}, PSNR in the hole"] = float((10 * (4 / error.clamp(min=1e-6)).log10()).mean())
@@ -147,6 +148,7 @@ SMALL_SR |= {
     "system.critic.norm": "none",
 }
 SMALL_SR |= {f"optim.{name}.lr": {"start": 1e-3, "end": 0.0, "begin": 0.5} for name in ("generator", "critic")}
+FADING = {f"optim.{name}.lr": {"start": 1e-3, "end": 0.0, "begin": 0.3} for name in ("generator", "critic")}
 SMALL_UNET = {f"optim.{name}.lr": 1e-3 for name in ("generator", "critic")}
 SMALL_UNET |= {"system.generator.width": 16, "system.generator.dropout": 0.0, "system.critic.width": 16, "batch": 8}
 PAIRS = {"data.pairs": "", "system.source": "noise", "system.noise_level": 0.3, "kimg": 2.5}
@@ -166,7 +168,7 @@ ROWS = {
     "srgan-photos-x4": Row("srgan-x4", PHOTOS | FAST | SMALL_SR | {"kimg": 5}, of_super_resolution),
     "cyclegan-digits": Row("cyclegan-digits", {}, of_cycle),
     "inpaint-digits": Row("inpaint-digits", {}, of_inpainting),
-    "inpaint-photos": Row("inpaint-64", PHOTOS | FAST | SMALL_UNET | {"kimg": 2.5}, of_inpainting),
+    "inpaint-photos": Row("inpaint-64", PHOTOS | FAST | SMALL_UNET | FADING | {"kimg": 5}, of_inpainting),
 }
 
 

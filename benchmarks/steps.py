@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from benchmarks import baselines
 from benchmarks.baselines import Loop, Recipe
-from fastgan import optim
+from fastgan import baseline_styles, optim
 from fastgan.contract import Batch, Draw
-from fastgan.models import DCGAN, R3GAN, Dense, ResNet
+from fastgan.gans import StyleBasedGAN
+from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
 from fastgan.optim import Averaging
 from fastgan.options import Config
 from fastgan.presets import PRESETS
@@ -33,7 +34,8 @@ def config_of(preset: str, batch: int | None, device: str) -> Config:
     """A case: a preset, or one that is none of its own (EXTRA), with an average of constant decay, so that a plain loop
     can follow it; `batch` per critic step.
 
-    R3GAN takes minutes per step on a CPU: there it has an eighth of its width, and one block per size.
+    R3GAN and StyleGAN2 take minutes per step on a CPU: there they have an eighth of their width or less, and R3GAN one
+    block per size.
     """
     config = PRESETS[EXTRA.get(preset, preset)]
     if preset in EXTRA:
@@ -42,7 +44,16 @@ def config_of(preset: str, batch: int | None, device: str) -> Config:
     if isinstance(config.system.networks, R3GAN) and device == "cpu":
         narrow = replace(config.system.networks, widths=(96, 96, 96, 96, 48, 24, 16), blocks=(1,) * 7)
         config = replace(config, system=replace(config.system, networks=narrow))
+    if isinstance(config.system.networks, StyleGAN2) and device == "cpu":
+        narrow = replace(config.system.networks, generator_width=16, critic_width=16, max_width=64, style=64)
+        config = replace(config, system=replace(config.system, networks=narrow, latent=64))
     return config
+
+
+def cycle_of(config: Config) -> int:
+    """Steps of a lazy cycle."""
+    system = config.system
+    return system.r1_every if isinstance(system, StyleBasedGAN) else system.penalty_every
 
 
 NARROW: dict[type, dict[str, object]] = {
@@ -50,6 +61,7 @@ NARROW: dict[type, dict[str, object]] = {
     DCGAN: {"generator_width": 4, "critic_width": 4},
     ResNet: {"generator_width": 8, "generator_max_width": 8, "critic_width": 8, "critic_max_width": 8},
     R3GAN: {"widths": (8,) * 7, "blocks": (1,) * 7, "group_size": 4},
+    StyleGAN2: {"generator_width": 4, "critic_width": 4, "max_width": 8, "style": 8},
 }
 
 
@@ -116,7 +128,7 @@ def timed_engine(config: Config, device: str) -> Callable[[], None]:
     batch = random_batch(config, 0, device, torch.float32, layout)
 
     def cycle() -> None:
-        for _ in range(config.system.penalty_every):
+        for _ in range(cycle_of(config)):
             engine.step(lambda: batch)
 
     return cycle
@@ -181,11 +193,27 @@ def check_compiled(loop: Loop, networks: Networks, recipe: Recipe, images: Tenso
     assert (ours - theirs).norm() < 0.3 * (theirs - old).norm(), "miscompiled"
 
 
+def timed_styles(config: Config, device: str, layout: str, *, tidy: bool, compiled: str) -> Callable[[], None]:
+    """StyleGAN2's plain loop: one lazy cycle, on one batch."""
+    networks = Networks.of(config, device, layout=layout)
+    players = networks.generator, networks.critic
+    loop = baseline_styles.plain(config.system, *players, config.optim, tidy=tidy, compiled=compiled)
+    images = random_batch(config, 0, device, torch.float32, LAYOUTS[layout]).images
+
+    def cycle() -> None:
+        for _ in range(cycle_of(config)):
+            loop(images)
+
+    return cycle
+
+
 def timed(name: str, config: Config, device: str) -> Callable[[], None]:
     """One of the candidates by name."""
     if name == "fastgan":
         return timed_engine(config, device)
     kind, layout = name.rsplit(", ", 1)
+    if isinstance(config.system, StyleBasedGAN):
+        return timed_styles(config, device, layout, tidy="public" not in kind, compiled=kind.partition(COMPILED)[2])
     make = {"tutorial": baselines.tutorial, "public": baselines.r3gan_arrangement}.get(kind.split()[0], baselines.tidy)
     return timed_loop(make, config, device, layout, compiled=kind.partition(COMPILED)[2])
 
@@ -254,7 +282,7 @@ def overhead(config: Config, device: str, cycles: int = 8) -> float:
         with stopwatch(engine) as watch:
             watch.synchronize()
             start = time.perf_counter()
-            for _ in range(config.system.penalty_every):
+            for _ in range(cycle_of(config)):
                 engine.step(lambda: batch)
             watch.synchronize()
             shares.append(1 - watch.seconds / (time.perf_counter() - start))

@@ -16,6 +16,7 @@
 #include "masked_act.h"
 #include "modulated_act.h"
 #include "norm_act.h"
+#include "sampler.h"
 #include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
 
@@ -27,7 +28,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 6;
+constexpr int kAbi = 7;
 
 template <typename T>
 T* at(Address address) {
@@ -90,6 +91,13 @@ Fold fold(int64_t samples, int64_t channels, const std::array<std::array<int64_t
 // Sizes: samples, height, width, channels.
 Ingest ingest(Address pixels, Address flip, const std::array<int64_t, 4>& sizes, Address out) {
   return {at<const uint8_t>(pixels), at<const uint8_t>(flip), sizes[0], sizes[1], sizes[2], sizes[3], at<void>(out)};
+}
+
+// Addresses: images, rows, sums, seen, flip, out. Sizes: samples, height, width, channels. Returns as the C++ function.
+int64_t gather_cpu(const std::array<Address, 6>& a, int64_t count, const std::array<int64_t, 4>& sizes, int type) {
+  const Gather gather = {at<const uint8_t>(a[0]),  count,           at<const int64_t>(a[1]),
+                         at<const uint32_t>(a[2]), at<uint8_t>(a[3]), ingest(0, a[4], sizes, a[5])};
+  return fastgan_gather_cpu(&gather, IngestType(type));
 }
 
 // ---- masked_act
@@ -306,6 +314,11 @@ PYBIND11_MODULE(_C, m) {
       "ingest_cpu",
       [](const Ingest& ingest, int type, int threads) { fastgan_ingest_cpu(&ingest, IngestType(type), threads); },
       py::call_guard<py::gil_scoped_release>(), py::arg("ingest"), py::arg("type"), py::arg("threads"));
+  m.def("gather_cpu", &gather_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("addresses"), py::arg("count"),
+        py::arg("sizes"), py::arg("type"));
+  m.def(
+      "crc32", [](Address data, int64_t size) { return fastgan_crc32(at<const uint8_t>(data), size); },
+      py::call_guard<py::gil_scoped_release>(), py::arg("data"), py::arg("size"));
 
   py::class_<MaskedAct>(m, "MaskedAct")
       .def(py::init(&masked_act), py::arg("addresses"), py::arg("sizes"), py::arg("slope"));
@@ -323,6 +336,19 @@ PYBIND11_MODULE(_C, m) {
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("act"), py::arg("type"), py::arg("threads"), py::arg("level"));
 
+  m.def(
+      "image_order_cpu",
+      [](uint64_t seed, int64_t count, int64_t block, Address samples, int64_t n, Address out) {
+        fastgan_image_order_cpu(seed, count, block, at<const int64_t>(samples), n, at<int64_t>(out));
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("seed"), py::arg("count"), py::arg("block"),
+      py::arg("samples"), py::arg("n"), py::arg("out"));
+  m.def(
+      "flips_cpu",
+      [](uint64_t seed, Address samples, int64_t n, Address out) {
+        fastgan_flips_cpu(seed, at<const int64_t>(samples), n, at<uint8_t>(out));
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("seed"), py::arg("samples"), py::arg("n"), py::arg("out"));
   m.def(
       "symmetric_eigenvalues_cpu",
       [](Address a, Address values, int64_t n, int64_t stride, int threads) {

@@ -23,13 +23,14 @@ from fastgan.optim import Averaging, Optimizer
 from fastgan.schedule import Schedule, Scheduled
 
 Loop = Callable[..., None]
+KNOWN_LOSSES = ("non_saturating", "relativistic", "wasserstein", "hinge")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What a loop has to know besides the networks.
 
-    loss:          "non_saturating", "relativistic", "wasserstein" or "hinge"
+    loss:          one of KNOWN_LOSSES
     r1, r2:        gamma in gamma/2 * mean_n |grad D|^2 on reals, on fakes
     wgan_gp:       lambda in lambda * mean_n (|grad D| - 1)^2 on interpolates
     critic_steps:  critic updates per step, each on a part of the images and latents
@@ -223,15 +224,16 @@ def _start(value: Scheduled) -> float:
 @contextmanager
 def unfused() -> Iterator[None]:
     """Networks made within consist of PyTorch's own layers."""
-    families: list[Any] = [module for module in vars(models).values() if hasattr(module, "fuse")]
-    before = [family.fuse for family in families]
+    plain = {"fuse": lambda network: network, "Conv2d": nn.Conv2d}
+    families: list[Any] = list(vars(models).values())
+    before = [(family, name, getattr(family, name)) for family in families for name in plain if hasattr(family, name)]
     try:
-        for family in families:
-            family.fuse = lambda network: network
+        for family, name, _ in before:
+            setattr(family, name, plain[name])
         yield
     finally:
-        for family, fuse in zip(families, before, strict=True):
-            family.fuse = fuse
+        for family, name, ours in before:
+            setattr(family, name, ours)
 
 
 def plain_players(system: System, image: Any) -> tuple[nn.Module, nn.Module, nn.Module]:

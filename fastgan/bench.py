@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -124,6 +124,16 @@ class Result:
         stored = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", stored)  # a list, a line
         path.write_text(stored + "\n")
         return path
+
+    def with_cases_of(self, earlier: Result) -> Result:
+        """This result and those cases of `earlier` that it has not measured itself, in the order of `earlier`; itself
+        where the two are not of the same machine, versions and commit, or the commit has changes."""
+        mine, theirs = (asdict(result.device) | {"date": ""} for result in (self, earlier))
+        if mine != theirs or not self.device.commit or self.device.commit.endswith("+"):
+            return self
+        own = {case.name: case for case in self.cases}
+        kept = [own.pop(case.name, case) for case in earlier.cases]
+        return replace(self, load=max(self.load, earlier.load), cases=(*kept, *own.values()))
 
     @staticmethod
     def load_file(path: Path) -> Result:

@@ -108,7 +108,7 @@ IMAGE_ROWS = (
     _digits(
         "inpaint-digits",
         Inpainting(
-            UNet(width=16, depth=3, dropout=0.0),
+            UNet(width=16, depth=3, dropout=0.0, from_zero=True),
             PatchCritic(width=16, layers=1, norm="none"),
             smallest=0.3,
         ),

@@ -14,6 +14,7 @@ differentiates twice by autograd: any critic, and the reference for the sweep.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ from fastgan.critic_inputs import Samples, check_per_sample, check_samples, desc
 from fastgan.errors import FastganError, UnsupportedCritic, suggest
 
 METHODS = ("auto", "sweep", "autograd")
+_AUTO = ["auto"]  # what "auto" means, the last one counts
 
 Critic: TypeAlias = Callable[..., Tensor]
 
@@ -112,6 +114,7 @@ def critic_backward(
     """
     if method not in METHODS:
         raise FastganError(f"method {method!r} is unknown{suggest(method, METHODS)}")
+    method = _AUTO[-1] if method == "auto" else method
     coefficients = {"r1": r1, "r2": r2, "wgan_gp": wgan_gp}
     asked = {name for name, coefficient in coefficients.items() if is_asked(name, coefficient)}
     reals, fakes = parts_of("real", real), parts_of("fake", fake)
@@ -125,6 +128,16 @@ def critic_backward(
         (gradient,) = result.fake_gradient
         return replace(result, fake_gradient=gradient)
     return result
+
+
+@contextmanager
+def always(method: str) -> Iterator[None]:
+    """Within it "auto" means `method`: for who compares a whole training with the reference."""
+    _AUTO.append(method)
+    try:
+        yield
+    finally:
+        _AUTO.pop()
 
 
 def _leaves_to_autograd(game: _Game, method: str) -> bool:

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from fastgan import bench
+from fastgan.against import RandomBatches, plain_candidates
 from fastgan.assemble import build_state, new_step, parameters, prepare_device
-from fastgan.baseline import ARRANGEMENTS, compiled_loop, plain_players, recipe_of
 from fastgan.capture import CapturedStep
 from fastgan.config import resolve
 from fastgan.contract import Batch, Labelled
 from fastgan.cost import Cost, step_cost
 from fastgan.data import open_images
 from fastgan.data.feeder import Feeder
-from fastgan.errors import FastganError, suggest
+from fastgan.errors import FastganError
 from fastgan.gans import UnconditionalGAN
 from fastgan.kernels import _runtime
 from fastgan.options import Config, with_data
-from fastgan.step import Step, autocast_of
+from fastgan.step import Step
 
 T = TypeVar("T")
 
@@ -50,27 +48,6 @@ def dry_run(config: Config) -> Iterator[str]:
         statistics = step.read_statistics()
     yield f"one step on {device}: {bench.duration(time.monotonic() - began)}"
     yield ", ".join(f"{name} {value:.4g}" for name, value in statistics.items())
-
-
-@dataclass
-class RandomBatches:
-    """Uniform noise instead of images, from memory: next() takes no time worth mentioning."""
-
-    config: Config
-    device: torch.device
-    sample: int = 0
-
-    def __post_init__(self) -> None:
-        c = self.config
-        pixels = np.random.default_rng(0).random((c.batch, c.shape.size, c.shape.size, c.shape.channels), np.float32)
-        self._images = (torch.from_numpy(pixels) * 2 - 1).to(self.device).permute(0, 3, 1, 2)
-        classes = c.shape.classes
-        self._labels = torch.arange(c.batch, device=self.device) % classes if classes else None
-
-    def __call__(self) -> Batch:
-        index = torch.arange(self.sample, self.sample + self.config.batch, device=self.device)
-        self.sample += self.config.batch
-        return Batch(self._images, self._labels, index)
 
 
 @dataclass(frozen=True)
@@ -211,15 +188,19 @@ def bench_step(
         for _ in range(every):
             step(batches)
 
-    candidates: dict[str, Callable[[], object]] = {"fastgan": cycle} | plain_candidates(config, device, against, say)
-    seconds = bench.measure(candidates, device=device, rounds=steps, min_time=0.0, warmup=3)
+    for _ in range(2):
+        cycle()
+    peak = bench.peak_memory(device)  # before others take some, too
+    candidates: dict[str, Callable[[], object]] = {"fastgan": cycle}
+    candidates |= plain_candidates(config, device, against, every, say)
+    seconds = bench.measure(candidates, device=device, rounds=steps, min_time=0.0, warmup=2)
     case = bench.Case("step", "fastgan", {name: [s / every for s in each] for name, each in seconds.items()})
     images, median = step.batches * config.batch, case.median("fastgan")
     say(f"preset {config.preset}, batch {config.batch}, {step.batches} critic batch(es) a step; medians of {steps}")
     for name in case.seconds:
         ratio = "" if name == "fastgan" else f"; fastgan is {case.ratio(name)} as fast"
         say(f"  {name:<44}{images / case.median(name):10.1f} images/s {bench.duration(case.median(name)):>9}{ratio}")
-    say(f"peak memory {bench.peak_memory(device) / 2**20:.0f} MiB (of this process); means: {step.read_statistics()}")
+    say(f"peak memory {peak / 2**20:.0f} MiB (of this process, without others); means: {step.read_statistics()}")
     parts = parts_of(config, plain, batches, max(1, steps // every))
     say(table(parts, matmul_rate, copy_rate, median))
     if _has_cost(config):
@@ -270,56 +251,6 @@ def bars(title: str, parts: Sequence[Part], matmul_rate: float, copy_rate: float
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *drawn, "</svg>"]) + "\n"
 
 
-AGAINST = ("eager", "compile")
-
-
-def plain_candidates(
-    config: Config, device: torch.device, against: str, say: Callable[[str], None]
-) -> dict[str, Callable[[], object]]:
-    """The plain loops named in `against` ("eager", "compile", or both with a comma), each as one lazy cycle."""
-    made: dict[str, Callable[[], object]] = {}
-    if against and not _has_cost(config):
-        raise FastganError(f"--against {against}: there is no plain loop for preset {config.preset}; leave it out")
-    for name in filter(None, (part.strip() for part in against.split(","))):
-        if name not in AGAINST:
-            raise FastganError(f"--against {name!r} is unknown{suggest(name, AGAINST)}")
-        for compiled in ARRANGEMENTS if name == "compile" else ("",):
-            label = f"plain PyTorch, {name}" + (f" ({compiled})" if compiled else "")
-            cycle = _plain_cycle(config, device, compiled)
-            try:
-                cycle()
-            except Exception as error:  # whatever the compiler raises is an answer, too
-                lines = str(error).strip().splitlines()
-                say(f"{label} does not work here: {type(error).__name__}: {lines[0] if lines else ''}")
-            else:
-                made[label] = cycle
-                break
-    return made
-
-
-def _plain_cycle(config: Config, device: torch.device, compiled: str) -> Callable[[], None]:
-    """The tidy loop on the preset's networks of PyTorch's own layers, in the preset's layout and precision."""
-    critic_options = config.optim["critic"]
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    generator, average, critic = (
-        player.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-        for player in plain_players(config.system, config.shape)
-    )
-    recipe = recipe_of(config.system, critic_options, config.averaging, config.batch)
-    autocast = autocast_of(config.precision, device)
-    loop = compiled_loop(compiled, generator, average, critic, recipe, device.type)
-    count = config.batch * _gan(config).critic_steps
-    images = torch.cat([RandomBatches(config, device)().images] * _gan(config).critic_steps)
-    images = images.contiguous(memory_format=layout)
-
-    def cycle() -> None:
-        for _ in range(_gan(config).penalty_every):
-            with torch.autocast(device.type, autocast) if autocast else nullcontext():
-                loop(images, torch.randn(count, _gan(config).latent, device=device))
-
-    return cycle
-
-
 def bench_preset(
     preset: str,
     batch: int | None,
@@ -332,13 +263,10 @@ def bench_preset(
 ) -> None:
     """`fastgan bench` under the names of its flags."""
     config = resolve(preset, None, {"device": device} | ({} if batch is None else {"batch": batch}), sets)
-    if not hasattr(config.system, "networks"):
-        raise FastganError(
-            f"fastgan bench: preset {preset} cannot be timed by its parts yet; training prints images/s; give a "
-            "preset that makes images from latents"
-        )
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
     if isinstance(config.system, Labelled) and not config.data.classes:
         config = replace(config, data=replace(config.data, classes=10))  # of random images: any number does
+    if config.data.pairs and not config.data.source_channels:
+        config = replace(config, data=replace(config.data, source_channels=config.data.channels))
     bench_step(config, steps, say, against, plot)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,21 @@ def test_device_events_see_the_work_that_the_host_does_not_wait_for():
     )
     assert 3 < case.ratio("four").value < 5
     assert 2 * 4096**3 / case.median("one") < 2e15, "faster than any GPU: the work was not waited for"
+
+
+def test_cases_of_an_earlier_run_are_kept():
+    """Of the same machine, versions and commit; a case that was measured again replaces its older self."""
+
+    def measured(*cases, **device):
+        return replace(result_of(cases[0]), cases=cases, device=replace(here, **device))
+
+    here = replace(bench.device_info("cpu"), commit="abc", date="2026-01-01")
+    first, second, again = (replace(case_of(ours=[t]), name=name) for t, name in ((1.0, "a"), (2.0, "b"), (3.0, "a")))
+    earlier = measured(first, second)
+    joined = measured(again, date="2026-01-02").with_cases_of(earlier)
+    assert [(case.name, case.median("ours")) for case in joined.cases] == [("a", 3.0), ("b", 2.0)]
+    assert joined.device.date == "2026-01-02"
+    for other in ({"commit": "abd"}, {"torch": "9"}, {"name": "another"}):
+        assert measured(again, **other).with_cases_of(earlier).cases == (again,)
+    changed = measured(again, commit="abc+")
+    assert changed.with_cases_of(measured(second, commit="abc+")).cases == (again,), "nobody knows what of"

@@ -175,6 +175,7 @@ def test_nvcc_that_knows_fewer_architectures(tree: Path) -> None:
     assert record["cuda"]["reason"] == "nvcc 11.8.89 knows none of the architectures 90a, 100"
 
 
+@pytest.mark.long
 @needs_cxx
 def test_without_nvcc(tree: Path) -> None:
     record, modules = build(tree, CUDACXX="")
@@ -254,6 +255,7 @@ def test_wheel_without_the_extension_is_pure(tree: Path) -> None:
     assert not [name for name in names if name.endswith(".so") or name.startswith(("csrc", "tests"))]
 
 
+@pytest.mark.long
 @needs_cxx
 def test_wheel_with_the_extension_is_of_this_platform(tree: Path) -> None:
     wheel = backend(tree, "build_wheel", CUDACXX="")

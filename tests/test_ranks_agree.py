@@ -17,9 +17,6 @@ from fastgan.dist import ALONE, Ranks
 from fastgan.presets import PRESETS
 from fastgan.train import Config
 
-# In one process: two would each start the ranks.
-pytestmark = pytest.mark.xdist_group("ranks agree")
-
 STEPS = 20
 ALL = os.environ.get("FASTGAN_TESTS") == "all"
 # A penalty of a critic whose samples are coupled over all ranks, which is differentiated twice through that.
@@ -28,10 +25,8 @@ COUPLED = "batch normalisation with penalties"
 FEW = (
     "digits",
     "digits-conditional",
-    "dcgan-64",
     "r3gan-32",
     "cyclegan-digits",
-    "inpaint-digits",
 )
 CHOSEN = [name for name in PRESETS if ALL or name in FEW]
 

@@ -28,12 +28,13 @@ def result_on(slug, kind, case=CASE):
     return Result("subject", device, 10e9, 1e11, 0.5, (case,))
 
 
-def test_readme_shows_the_results():
-    readme = (ROOT / "README.md").read_text()
+def test_pages_show_the_results():
     results = table.load_results()
-    shown = {subject for _, subject, _ in table.BLOCK.findall(readme)}
-    assert shown == set(results), "every subject with results has one block in the README, and no other"
-    assert table.fill(readme, results) == readme, "run: python -m benchmarks.table --write README.md"
+    pages = {page: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+    shown = sorted(subject for text in pages.values() for _, subject, _ in table.BLOCK.findall(text))
+    assert shown == sorted(results), "every subject with results has one block in the README or in docs/, and no other"
+    for page, text in pages.items():
+        assert table.fill(text, results) == text, f"run: python -m benchmarks.table --write {page.relative_to(ROOT)}"
 
 
 def test_a_cpu_shows_ratios_only_and_a_gpu_times_too():

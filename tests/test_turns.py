@@ -61,7 +61,7 @@ def excepted(copy: str, config: Config, step: Step) -> bool:
     return isinstance(config.system, StyleBasedGAN) and any(f" {list(p.shape)} from neither" in copy for p in weights)
 
 
-@pytest.mark.parametrize("preset", NAMES)
+@pytest.mark.parametrize("preset", [name for name in NAMES if name not in ("wgan-gp-64", "sngan-32")])
 def test_a_step_on_a_device_that_is_not_there(preset: str) -> None:
     """On tensors without data a step that makes something on the CPU, or moves it, is found without a GPU.
 

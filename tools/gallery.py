@@ -32,6 +32,7 @@ class Entry:
     title, words: on the page;  train: options of `fastgan train` beside the preset
     show:    the command, with RUN in place of the run folder; not run here where it has IMAGES for the reader's own
     picture: in the run folder, the last that matches
+    cell:    pixels from one picture of the sheet to the next: 64 and what is between them, as fastgan's grids have it
     """
 
     preset: str
@@ -40,6 +41,7 @@ class Entry:
     show: str
     picture: str
     train: str = ""
+    cell: int = 66
 
 
 ENTRIES = (
@@ -145,7 +147,9 @@ def make(entry: Entry, runs: Path) -> None:
     if "IMAGES" not in entry.show:
         fastgan(entry.show.replace("RUN", shlex.quote(str(run))) + " --device cpu", log)
     with Image.open(sorted(run.glob(entry.picture))[-1]) as picture:
-        shown = picture.crop((0, 0, min(picture.width, WIDEST), min(picture.height, WIDEST)))
+        cell = entry.cell  # what is cut off is whole pictures
+        width, height = (min(side, (WIDEST + 2) // cell * cell - 2) for side in picture.size)
+        shown = picture.crop((0, 0, width, height))
         PICTURES.mkdir(parents=True, exist_ok=True)
         shown.save(PICTURES / f"{entry.preset}.png", optimize=True)
     print(f"{entry.preset}: {PICTURES / entry.preset}.png", flush=True)

@@ -2,47 +2,16 @@
 
 #include <algorithm>
 
+#include "ingest_rows.h"
+
 namespace {
 
 using namespace fastgan;
 
 constexpr int64_t kShare = int64_t(1) << 15;  // elements that are worth a thread's turn
-
-// Whoever does not read whole vectors looks up its values: there are only 256 of them.
-template <typename T>
-struct Table {
-  T at[256];
-  Table() {
-    for (int i = 0; i < 256; ++i) ingest_store(ingest_value(uint8_t(i)), &at[i]);
-  }
-};
-
-FASTGAN_CLONES void in_order(const uint8_t* __restrict__ from, int64_t n, const Table<float>&, float* __restrict__ to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = ingest_value(from[i]);
-}
-
-// Rounding and packing would take longer than the table. Four at a time: a loop of single ones gets vectorised, which
-// takes twice as long, because the vectors are filled one element after the other.
-template <typename T>
-void in_order(const uint8_t* __restrict__ from, int64_t n, const Table<T>& table, T* __restrict__ to) {
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    uint64_t four = 0;
-    for (int k = 0; k < 4; ++k) four |= uint64_t(table.at[from[i + k]].bits) << (16 * k);
-    memcpy(to + i, &four, sizeof(four));
-  }
-  for (; i < n; ++i) to[i] = table.at[from[i]];
-}
-
-// The last pixel first. kChannels: 0 for any number, else `channels`.
-template <int kChannels, typename T>
-void reversed(const uint8_t* __restrict__ row, int64_t width, int64_t channels, const Table<T>& table,
-              T* __restrict__ to) {
-  const int64_t step = kChannels ? kChannels : channels;
-  const uint8_t* last = row + (width - 1) * step;
-  for (int64_t w = 0; w < width; ++w, last -= step, to += step)
-    for (int64_t c = 0; c < step; ++c) to[c] = table.at[last[c]];
-}
+constexpr int64_t kPiece = 1024;              // bytes between two looks at the next image
+constexpr int64_t kLine = 64, kAligned = 32;
+constexpr int64_t kTooLarge = int64_t(8) << 20;  // bytes of a batch
 
 template <typename T>
 void run(const Ingest& ingest, int threads) {
@@ -59,14 +28,56 @@ void run(const Ingest& ingest, int threads) {
     const uint8_t* from = ingest.pixels + begin;
     T* to = static_cast<T*>(ingest.out) + begin;
     if (!ingest.flip || !ingest.flip[n]) {
-      in_order(from, some * row, table, to);
+      in_order<false>(from, some * row, table, to);
       continue;
     }
-    for (int64_t h = 0; h < some; ++h, from += row, to += row)
-      if (channels == 1) reversed<1>(from, width, 1, table, to);
-      else if (channels == 3) reversed<3>(from, width, 3, table, to);
-      else reversed<0>(from, width, channels, table, to);
+    for (int64_t h = 0; h < some; ++h, from += row, to += row) reversed<false>(from, width, channels, table, to);
   }
+}
+
+// Images lie anywhere, where no processor foresees them: while one is read, the same places of the next are asked for.
+void ask_for(const uint8_t* piece, int64_t size) {
+  for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(piece + i);
+}
+
+// Whether the image is as it was packed, compared once.
+bool is_good(const Gather& gather, int64_t image, int64_t size) {
+  if (!gather.sums || (gather.seen && gather.seen[image])) return true;
+  if (fastgan_crc32(gather.images + image * size, size) != gather.sums[image]) return false;
+  if (gather.seen) gather.seen[image] = 1;
+  return true;
+}
+
+template <bool kPast, typename T>
+int64_t run(const Gather& gather) {
+  static const Table<T> table;
+  const Ingest& to = gather.to;
+  const int64_t row = to.width * to.channels, size = to.height * row;
+  for (int64_t n = 0; n < to.samples; ++n) {
+    const int64_t image = gather.rows[n], after = gather.rows[std::min(n + 1, to.samples - 1)];
+    if (image < 0 || image >= gather.count || !is_good(gather, image, size)) return n;
+    const uint8_t* from = gather.images + image * size;
+    const uint8_t* next = gather.images + (after >= 0 && after < gather.count ? after : image) * size;
+    T* out = static_cast<T*>(to.out) + n * size;
+    const bool flip = to.flip && to.flip[n];
+    const int64_t piece = flip ? row : kPiece;
+    for (int64_t i = 0; i < size; i += piece) {
+      const int64_t some = std::min(piece, size - i);
+      ask_for(next + i, some);
+      if (flip) reversed<kPast>(from + i, to.width, to.channels, table, out + i);
+      else in_order<kPast>(from + i, some, table, out + i);
+    }
+  }
+  if (kPast) past_the_cache_until_here();
+  return -1;
+}
+
+// A batch that the cache cannot hold anyway is written past it, where every piece of it is aligned.
+template <typename T>
+int64_t choose(const Gather& gather) {
+  const int64_t row = gather.to.width * gather.to.channels * sizeof(T), size = gather.to.height * row;
+  const bool aligned = reinterpret_cast<uintptr_t>(gather.to.out) % kAligned == 0 && row % kAligned == 0;
+  return aligned && gather.to.samples * size >= kTooLarge ? run<true, T>(gather) : run<false, T>(gather);
 }
 
 }  // namespace
@@ -76,5 +87,16 @@ void fastgan_ingest_cpu(const Ingest* ingest, IngestType type, int threads) {
     case IngestType::kFloat: return run<float>(*ingest, threads);
     case IngestType::kBFloat16: return run<BFloat16>(*ingest, threads);
     case IngestType::kHalf: return run<Half>(*ingest, threads);
+    case IngestType::kByte: return run<uint8_t>(*ingest, threads);
   }
+}
+
+int64_t fastgan_gather_cpu(const Gather* gather, IngestType type) {
+  switch (type) {
+    case IngestType::kFloat: return choose<float>(*gather);
+    case IngestType::kBFloat16: return choose<BFloat16>(*gather);
+    case IngestType::kHalf: return run<false, Half>(*gather);
+    case IngestType::kByte: return run<false, uint8_t>(*gather);
+  }
+  return -1;
 }

@@ -67,6 +67,7 @@ int fastgan_ingest_cuda(const Ingest* ingest, IngestType type, int device, void*
     case IngestType::kFloat: return launch<float>(*ingest, stream);
     case IngestType::kBFloat16: return launch<BFloat16>(*ingest, stream);
     case IngestType::kHalf: return launch<Half>(*ingest, stream);
+    case IngestType::kByte: break;
   }
   return cudaErrorInvalidValue;
 }

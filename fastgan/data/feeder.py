@@ -11,29 +11,25 @@ numbers. Pixels cross the bus as uint8; they are turned into floating point and 
 from __future__ import annotations
 
 import queue
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastgan.contract import Batch
 from fastgan.data.image_set import ImageSet
+from fastgan.data.lanes import AHEAD, PREFETCH, Memory, Plan, Side, Slot, lanes_for
 from fastgan.data.options import FEEDERS
-from fastgan.data.order import Order, Picks
+from fastgan.data.order import Order
 from fastgan.errors import FastganError, suggest
-from fastgan.kernels.ingest import ingest, ingest_into
+from fastgan.kernels.ingest import ingest
 
-PREFETCH = 3  # batches that are ready or being made
-KEPT = 2 * PREFETCH + 4  # buffers that are used again, of both sets
 CLOSE_SECONDS = 10.0
 RESIDENT_SHARE = 0.25  # of the device's free memory: what the networks need comes on top, and is not known yet
 UPLOAD_BYTES = 64 << 20
@@ -46,77 +42,12 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class _Side:
-    """The part of a slot that belongs to one of the two sets.
-
-    pixels: [N, H, W, C] uint8, or float32 for the CPU, or [N] int64 numbers of images that are resident
-    flipped: [N] bool, where images are mirrored
-    """
-
-    pixels: Tensor
-    flipped: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Host memory of one batch. labels: [N] int64."""
-
-    images: _Side
-    labels: Tensor | None
-    source: _Side | None
-
-
-@dataclass
-class _Clock:
-    """What the thread has done so far."""
-
-    images: int = 0
-    seconds: float = 0.0
-
-
-class _Memory:
-    """Host memory for batches, used again as soon as no tensor in it is left: fresh pages cost as much as the copy.
-
-    A tensor made from an array holds on to it, so that the array's references tell.
-    """
-
-    def __init__(self) -> None:
-        self._arrays: list[NDArray[Any]] = [np.empty(1)]
-        self._unused = next(sys.getrefcount(array) for array in self._arrays)
-        self._arrays.clear()
-
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        unused = [sys.getrefcount(array) <= self._unused and array.shape == shape for array in self._arrays]
-        if True in unused:
-            return torch.from_numpy(self._arrays[unused.index(True)])
-        tensor = torch.empty(shape, dtype=dtype)
-        if len(self._arrays) < KEPT:
-            self._arrays.append(tensor.numpy())
-            return torch.from_numpy(self._arrays[-1])
-        return tensor
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which samples a rank gets, and the queues between the thread and the consumer."""
-
-    images: ImageSet
-    source: ImageSet | None
-    order: Order
-    resident: bool
-    clock: _Clock = field(default_factory=_Clock)
-    free: queue.SimpleQueue[_Slot | None] = field(default_factory=queue.SimpleQueue)
-    ready: queue.SimpleQueue[_Slot | BaseException] = field(default_factory=queue.SimpleQueue)
-    closed: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass(frozen=True)
 class _Staged:
     """A batch whose copies are under way. done: an event after them, None where copies are not asynchronous."""
 
-    images: _Side
+    images: Side
     labels: Tensor | None
-    source: _Side | None
+    source: Side | None
     done: Any
 
 
@@ -177,23 +108,23 @@ class Feeder:
                     raise
         order = Order(seed, len(images), batch, batch * world, mirror, len(source) if source else 0, aligned)
         order = replace(order, block=images.block, source_block=source.block if source else 0)
-        self._plan = _Plan(images, source, order, self.kind == "resident")
+        self._plan = Plan(images, source, order, self.kind == "resident", self.device.type == "cpu")
         self._sample = first_sample + rank * batch
+        self._lanes = lanes_for(self._plan, self._sample)
+        self._taken, self._closed = 0, False
         self._staged: _Staged | BaseException | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._memory = _Memory()
-        for _ in range(PREFETCH):
-            self._plan.free.put(self._new_slot())
-        self._thread = threading.Thread(
-            target=_produce, args=(self._plan, self._sample), name="fastgan-feeder", daemon=True
-        )
-        self._thread.start()
+        self._memory = Memory()
+        for lane in self._lanes:
+            lane.start(self._new_slot, PREFETCH if len(self._lanes) == 1 else AHEAD)
 
     @property
     def images_per_second(self) -> float:
-        """How many images the thread makes ready in a second of its work; 0 before the first, and for resident ones."""
-        clock = self._plan.clock
-        return clock.images / clock.seconds if clock.seconds and not self._plan.resident else 0.0
+        """Images that the threads make ready in a second of their work; 0 before the first, and for resident ones."""
+        if self._plan.resident:
+            return 0.0
+        clocks = [lane.clock for lane in self._lanes]
+        return sum(clock.images / clock.seconds for clock in clocks if clock.seconds)
 
     @property
     def description(self) -> str:
@@ -208,7 +139,7 @@ class Feeder:
         return self
 
     def __next__(self) -> Batch:
-        assert not self._plan.closed.is_set(), "the feeder is closed"
+        assert not self._closed, "the feeder is closed"
         staged = self._staged or self._stage(wait=True)
         self._staged = None
         if isinstance(staged, BaseException):
@@ -221,10 +152,13 @@ class Feeder:
         return batch
 
     def close(self) -> None:
-        """Ends the thread; what it is reading is finished first, but not waited for beyond ten seconds."""
-        self._plan.closed.set()
-        self._plan.free.put(None)
-        self._thread.join(CLOSE_SECONDS)
+        """Ends the threads; what they are reading is finished first, but not waited for beyond ten seconds."""
+        self._closed = True
+        for lane in self._lanes:
+            lane.stop()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for lane in self._lanes:
+            lane.thread.join(max(deadline - time.monotonic(), 0.0))
 
     def __enter__(self) -> Feeder:
         return self
@@ -237,24 +171,26 @@ class Feeder:
     def _stage(self, wait: bool) -> _Staged | BaseException | None:
         """Begins to copy the next batch; None where it is not ready and must not be waited for."""
         begin = time.perf_counter()
+        lane = self._lanes[self._taken % len(self._lanes)]
         try:
-            slot = self._plan.ready.get(block=wait)
+            slot = lane.ready.get(block=wait)
         except queue.Empty:
             return None
         if wait:
             self.wait_seconds += time.perf_counter() - begin
         if isinstance(slot, BaseException):
             return slot
-        self._plan.free.put(self._new_slot())
+        self._taken += 1
+        lane.free.put(self._new_slot())
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             images, source = self._copy(slot.images), None if slot.source is None else self._copy(slot.source)
             labels = None if slot.labels is None else slot.labels.to(self.device, non_blocking=True)
             done = None if self._stream is None else self._stream.record_event()
         return _Staged(images, labels, source, done)
 
-    def _copy(self, side: _Side) -> _Side:
+    def _copy(self, side: Side) -> Side:
         flipped = None if side.flipped is None else side.flipped.to(self.device, non_blocking=True)
-        return _Side(side.pixels.to(self.device, non_blocking=True), flipped)
+        return Side(side.pixels.to(self.device, non_blocking=True), flipped)
 
     def _finish(self, staged: _Staged) -> Batch:
         """The batch in floating point, on the consumer's current stream."""
@@ -270,9 +206,9 @@ class Feeder:
         source = None if staged.source is None else self._pixels(staged.source, self._on_device[1])
         return Batch(self._pixels(staged.images, self._on_device[0]), staged.labels, index, source)
 
-    def _pixels(self, side: _Side, resident: Tensor | None) -> Tensor:
+    def _pixels(self, side: Side, resident: Tensor | None) -> Tensor:
         """[N, C, H, W] in `dtype`, channels-last."""
-        if side.pixels.dtype == torch.float32:  # by the thread, on the CPU
+        if resident is None and self._plan.on_host:  # made by the thread
             return side.pixels.to(self.dtype).permute(0, 3, 1, 2)
         pixels = side.pixels if resident is None else resident.index_select(0, side.pixels)
         if self.dtype == torch.uint8:
@@ -281,23 +217,24 @@ class Feeder:
             return pixels.permute(0, 3, 1, 2)
         return ingest(pixels, side.flipped, self.dtype)
 
-    def _new_slot(self) -> _Slot:
+    def _new_slot(self) -> Slot:
         """Fresh memory. Pinned memory comes from torch's cache, which waits for the copies out of it."""
         plan, pin = self._plan, self.device.type == "cuda"
         number = plan.order.batch
 
-        def side(images: ImageSet) -> _Side:
-            on_device = plan.resident or self.device.type != "cpu"
+        def side(images: ImageSet) -> Side:
             shape: tuple[int, ...] = (number, images.size, images.size, images.channels)
-            kind = torch.uint8 if on_device or self.dtype == torch.uint8 else torch.float32
+            kind = torch.float32 if self.dtype == torch.float64 else self.dtype
+            if not plan.on_host:
+                kind = torch.uint8
             if plan.resident:
                 shape, kind = (number,), torch.int64
             flipped = torch.empty(number, dtype=torch.bool, pin_memory=pin) if plan.order.mirror else None
             pinned = torch.empty(shape, dtype=kind, pin_memory=True) if pin else None
-            return _Side(self._memory.take(shape, kind) if pinned is None else pinned, flipped)
+            return Side(self._memory.take(shape, kind) if pinned is None else pinned, flipped)
 
         labels = None if plan.images.labels is None else torch.empty(number, dtype=torch.int64, pin_memory=pin)
-        return _Slot(side(plan.images), labels, None if plan.source is None else side(plan.source))
+        return Slot(side(plan.images), labels, None if plan.source is None else side(plan.source))
 
 
 def _check_sets(images: ImageSet, source: ImageSet | None, aligned: bool, batch: int, world: int) -> None:
@@ -347,42 +284,3 @@ def _upload(images: ImageSet, source: ImageSet | None, device: torch.device) -> 
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # batches may be gathered on any stream
     return uploaded
-
-
-def _produce(plan: _Plan, first: int) -> None:
-    """The thread: fills slots until it is closed, or hands over what went wrong and ends."""
-    try:
-        for picks in plan.order.picks(first):
-            slot = plan.free.get()
-            if slot is None or plan.closed.is_set():
-                return
-            began = time.perf_counter()
-            _fill(slot, plan, picks)
-            plan.clock.seconds += time.perf_counter() - began
-            plan.clock.images += plan.order.batch
-            plan.ready.put(slot)
-    except BaseException as error:
-        plan.ready.put(error)
-
-
-def _fill(slot: _Slot, plan: _Plan, picks: Picks) -> None:
-    """Writes the images and labels of one batch into `slot`."""
-    _fill_side(slot.images, plan, plan.images, picks.images, picks.flipped)
-    if slot.source is not None:
-        assert plan.source is not None
-        assert picks.source is not None
-        _fill_side(slot.source, plan, plan.source, picks.source, picks.source_flipped)
-    if slot.labels is not None:
-        plan.images.labels_of(picks.images, slot.labels.numpy())
-
-
-def _fill_side(side: _Side, plan: _Plan, images: ImageSet, numbers: Any, flipped: Any) -> None:
-    target = side.pixels.numpy()
-    if side.flipped is not None:
-        side.flipped.numpy()[:] = flipped
-    if plan.resident:
-        target[:] = numbers
-    elif target.dtype == np.uint8:
-        images.read(numbers, out=target)
-    else:
-        ingest_into(side.pixels, torch.from_numpy(images.read(numbers)), side.flipped)

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgan.data.rows import Rows
 from fastgan.errors import FastganError
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -87,14 +88,19 @@ class ImageSet:
             )
 
 
-def fetch_from(pixels: Pixels) -> Callable[[Indices, Pixels], None]:
+@dataclass(frozen=True, eq=False)
+class FromRows:
+    """The `fetch` of images that lie in memory or in a mapped file, from where the feeder can take them itself."""
+
+    rows: Rows
+
+    def __call__(self, indices: Indices, out: Pixels) -> None:
+        self.rows.copy(indices, out)
+
+
+def fetch_from(pixels: Pixels) -> FromRows:
     """The `fetch` of images that lie in memory, `pixels`: [count, size, size, channels]."""
-
-    def fetch(indices: Indices, out: Pixels) -> None:
-        # "clip" lets take() write straight into `out`; ImageSet.read has checked the indices.
-        np.take(pixels, indices, axis=0, out=out, mode="clip")
-
-    return fetch
+    return FromRows(Rows(np.ascontiguousarray(pixels)))
 
 
 def hash_names(names: Iterable[str]) -> str:

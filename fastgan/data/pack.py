@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import shutil
-import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -49,6 +48,7 @@ from fastgan.data.pack_format import (
 )
 from fastgan.data.pack_reader import sha256_of
 from fastgan.data.pack_source import Buffer, PackOptions, Source, open_source
+from fastgan.data.rows import crc32
 from fastgan.data.sampler import image_order
 from fastgan.errors import FastganError
 from fastgan.run.files import explained, replace_durable, sync_folder
@@ -211,7 +211,7 @@ class _Packer:
             part = Part.from_json((self.work / "parts" / f"shard-{number:05}.json").read_bytes())
             with shard_path(self.work, number).open("rb") as file:
                 for length, checksum in zip(part.lengths.tolist(), part.checksums.tolist(), strict=True):
-                    if zlib.crc32(file.read(length)) != checksum:
+                    if crc32(file.read(length)) != checksum:
                         return None
                 return None if file.read(1) else part
         except FileNotFoundError:
@@ -257,7 +257,7 @@ class _Packer:
 
     def _decode(self, numbers: Indices) -> _Chunk:
         images, rejected, enlarged = self.source.load(numbers)
-        return _Chunk(images, enlarged, rejected, [zlib.crc32(image) for image in images])
+        return _Chunk(images, enlarged, rejected, [crc32(image) for image in images])
 
     def _count(self, kept: int, rejected: list[tuple[int, str]], size: int) -> None:
         self.done += kept + len(rejected)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import mmap
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from fastgan.data.decode import BadImage, decode, open_image
 from fastgan.data.files import printable
 from fastgan.data.folder import shares
-from fastgan.data.image_set import ImageSet, Indices, Pixels, describe
+from fastgan.data.image_set import FromRows, ImageSet, Indices, Pixels, describe
 from fastgan.data.jpeg import decode_jpeg, jpeg_header
 from fastgan.data.mapping import can_be_joined, map_joined
 from fastgan.data.options import DataOptions
@@ -35,11 +34,11 @@ from fastgan.data.pack_format import (
     read_index,
     shard_path,
 )
+from fastgan.data.rows import Rows, crc32
 from fastgan.errors import FastganError
 
 VERIFIED_AT_ONCE = 4096  # images
 MOST_REJECTED, MOST_REJECTED_BYTES = 100, 1 << 20
-SHARE_BYTES = 1 << 20  # that are worth handing to a second thread
 COLD = 0.5  # a pack larger than this part of the memory is read at random from the disk, not from the page cache
 Progress = Callable[[int, int], None]
 
@@ -59,8 +58,6 @@ class Pack:
     offsets: NDArray[np.uint64] | None
     labels: Indices | None
     maps: dict[int, mmap.mmap] = field(default_factory=dict)
-    joined: Pixels | None = None
-    raw: dict[int, Pixels] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -86,40 +83,38 @@ class Pack:
             self.maps[shard] = mapped
         return self.maps[shard]
 
-    def pixels(self, shard: int) -> Pixels:
-        """A raw shard, [images, size, size, channels]."""
-        if shard not in self.raw:
-            shape = self.index.shards[shard].images, *self.index.shape
-            self.raw[shard] = np.frombuffer(self.map(shard), np.uint8).reshape(shape)
-        return self.raw[shard]
-
     @property
     def cold(self) -> bool:
         """Whether images come from the disk, since the pack is too large to stay in memory."""
         return bool(self.base[-1] > COLD * memory_bytes())
 
-    def gather(self, indices: Indices, out: Pixels) -> None:
-        """Copies raw images `indices` [N] into `out`."""
-        whole = self.joined if len(self.index.shards) > 1 else self.pixels(0)
-        if whole is not None:
-            np.take(whole, indices, axis=0, out=out, mode="clip")  # "clip" lets it write into `out`
-            return
-        shards = np.searchsorted(self.first, indices, side="right") - 1
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            out[here] = self.pixels(int(shard))[indices[here] - self.first[shard]]
+    def rows(self) -> list[Rows]:
+        """The images of a raw pack: of all shards in one where they can be mapped so, else of each shard."""
+        joined, shards = self._joined(), range(len(self.index.shards))
+        parts = [np.frombuffer(self.map(i), np.uint8) for i in shards] if joined is None else [joined]
+        made, start = [], 0
+        for part in parts:
+            pixels = part.reshape(-1, *self.index.shape)
+            sums = self.checksums[start : start + len(pixels)]
+            made.append(Rows(pixels, sums, once=not self.cold, name=functools.partial(self._where_after, start)))
+            start += len(pixels)
+        return made
 
-    def join(self) -> None:
-        """Maps all shards of a raw pack as one array, where that can be done."""
+    def _where_after(self, start: int, image: int) -> str:
+        return self.where(start + image)
+
+    def _joined(self) -> Pixels | None:
+        """The bytes of all shards as one array, where that can be done."""
         sizes = [shard.bytes for shard in self.index.shards]
-        if len(sizes) > 1 and can_be_joined(sizes):
-            paths = [shard_path(self.folder, shard) for shard in range(len(sizes))]
-            try:
-                joined = map_joined(paths, sizes, at_random=self.cold)
-            except OSError as error:
-                name = Path(error.filename or "").name
-                raise FastganError(f"pack {self.name}: {name}: {error.strerror}; {AGAIN}") from error
-            self.joined = None if joined is None else joined.reshape(self.index.count, *self.index.shape)
+        if len(sizes) == 1:
+            return np.frombuffer(self.map(0), np.uint8)
+        if not can_be_joined(sizes):
+            return None
+        try:
+            return map_joined([shard_path(self.folder, i) for i in range(len(sizes))], sizes, at_random=self.cold)
+        except OSError as error:
+            name = Path(error.filename or "").name
+            raise FastganError(f"pack {self.name}: {name}: {error.strerror}; {AGAIN}") from error
 
     def encoded(self, image: int) -> memoryview:
         """The bytes of a JPEG or PNG image. Raises FastganError where the table points anywhere else."""
@@ -137,7 +132,7 @@ class Pack:
     def decode_into(self, image: int, out: Pixels) -> None:
         """A JPEG or PNG image into `out` [size, size, channels]. Raises FastganError for a damaged one."""
         data = self.encoded(image)
-        if zlib.crc32(data) != int(self.checksums[image]):
+        if crc32(data) != int(self.checksums[image]):
             raise FastganError(f"{self.where(image)}: does not match its checksum; {AGAIN}")
         header = jpeg_header(data) if self.index.encoding == "jpeg" else None
         fits = header is not None and header[:2] == (self.index.size, self.index.size)
@@ -218,21 +213,25 @@ def _rejects(folder: Path) -> tuple[str, ...]:
 
 
 def _gatherer(pack: Pack, threads: int) -> Callable[[Indices, Pixels], None]:
-    """Copies at the speed of one core, or of two for large batches. From a disk by all threads: each waits for it."""
+    """At the speed of memory. From a disk by all threads: each waits for it."""
+    rows = pack.rows()
+    if len(rows) == 1 and not pack.cold:
+        return FromRows(rows[0])
+    first = np.cumsum([0, *(len(part.pixels) for part in rows)])
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fastgan-gather")
-    pack.join()
-    most, least = (threads, 1) if pack.cold else (min(threads, 2), SHARE_BYTES)
+
+    def piece(indices: Indices, out: Pixels) -> None:
+        parts = np.searchsorted(first, indices, side="right") - 1
+        for part in np.unique(parts):
+            here = np.flatnonzero(parts == part)
+            taken = np.empty((len(here), *pack.index.shape), np.uint8)
+            rows[part].copy(indices[here] - first[part], taken)
+            out[here] = taken
 
     def fetch(indices: Indices, out: Pixels) -> None:
-        parts = max(1, min(most, len(indices), out.nbytes // least))
-        if parts == 1:
-            pack.gather(indices, out)
-            return
-        cuts = [len(indices) * i // parts for i in range(parts + 1)]
-        rest = [pool.submit(pack.gather, indices[a:b], out[a:b]) for a, b in pairwise(cuts[1:])]
-        pack.gather(indices[: cuts[1]], out[: cuts[1]])
-        for part in rest:
-            part.result()
+        cuts = [len(indices) * i // threads for i in range(threads + 1)]
+        for _ in pool.map(lambda a, b: piece(indices[a:b], out[a:b]), cuts[:-1], cuts[1:]):
+            pass
 
     return fetch
 
@@ -305,7 +304,7 @@ def _wrong_images(pack: Pack, shard: int, start: int, end: int) -> list[str]:
     return [
         f"image {start + i} in {shard_path(pack.folder, shard).name} does not match its checksum"
         for i, (a, b) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
-        if zlib.crc32(data[a:b]) != sums[i]
+        if crc32(data[a:b]) != sums[i]
     ]
 
 

@@ -53,7 +53,11 @@ def load_pairs(files: Files, options: DataOptions, progress: Progress | None = N
         bad = {line for images in (a, b) for line in images.left_out}
         kept = [i for i in range(len(sides[0].names)) if not any(_is_about(bad, side.names[i]) for side in sides)]
         a, b = (load(side.keep(np.array(kept, np.int64)), options, progress) for side in sides)
-    return _joined(files.name, a, b, options)
+    halves = ""
+    if options.pairs == "side_by_side":  # who gave images that are no pairs can see it from this
+        width, height = _size(sides[0], 0, options)
+        halves = f" in each file, the first of {width // 2}x{height} each"
+    return _joined(files.name, a, b, options, halves)
 
 
 def open_packs(folder: Path, options: DataOptions) -> ImageSet | None:
@@ -65,10 +69,10 @@ def open_packs(folder: Path, options: DataOptions) -> ImageSet | None:
     return _joined(printable(str(folder)), a, b, options)
 
 
-def _joined(name: str, a: ImageSet, b: ImageSet, options: DataOptions) -> ImageSet:
+def _joined(name: str, a: ImageSet, b: ImageSet, options: DataOptions, halves: str = "") -> ImageSet:
     source, target = (a, b) if options.direction == "AtoB" else (b, a)
     what = {
-        "side_by_side": "pairs side by side",
+        "side_by_side": f"pairs side by side{halves}",
         "folders": "pairs from two folders",
         "unpaired": f"unpaired, with {len(source):,} images to translate from",
     }[options.pairs]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgan.data.image_set import Indices
+from fastgan.data.rows import address, native
 
 ROUNDS = 8
 SMALL, SMALL_ROUNDS = 1000, 24  # with 8 rounds the shuffles of fewer than 8 images are measurably uneven
@@ -37,6 +38,15 @@ def image_order(seed: int, count: int, samples: Indices, block: int = 0) -> Indi
         of an epoch are the images that fill no block
     """
     assert 1 <= count <= MAX_COUNT, count
+    if module := native():
+        samples, out = np.ascontiguousarray(samples, np.int64), np.empty(len(samples), np.int64)
+        module.image_order_cpu(seed & _MASK, count, block, address(samples), len(samples), address(out))
+        return out
+    return image_order_by_numpy(seed, count, samples, block)
+
+
+def image_order_by_numpy(seed: int, count: int, samples: Indices, block: int = 0) -> Indices:
+    """As image_order(), without the native part."""
     epoch = samples // count
     position = (samples - epoch * count).astype(np.uint64)
     key = _mix(_hash(seed) + epoch.astype(np.uint64))
@@ -70,6 +80,15 @@ def _permuted(position: NDArray[np.uint64], key: NDArray[np.uint64], count: int)
 
 def flips(seed: int, samples: Indices) -> NDArray[np.bool_]:
     """Whether each of the global sample numbers `samples` [N] is shown mirrored: a coin of (seed, number)."""
+    if module := native():
+        samples, out = np.ascontiguousarray(samples, np.int64), np.empty(len(samples), np.bool_)
+        module.flips_cpu(seed & _MASK, address(samples), len(samples), address(out))
+        return out
+    return flips_by_numpy(seed, samples)
+
+
+def flips_by_numpy(seed: int, samples: Indices) -> NDArray[np.bool_]:
+    """As flips(), without the native part."""
     coins = _mix(_hash(seed ^ _FLIPS) + samples.astype(np.uint64)) >> np.uint64(63)
     return coins.astype(np.bool_)
 

@@ -13,7 +13,10 @@ measure of convergence M = L(x) + |gamma L(x) - L(G(z))|. With a margin m > 0 it
     critic     minimises  L(x) + max(0, m - L(G(z)))
     generator  minimises  L(G(z))
 
-k is a buffer of the critic, and so part of checkpoints.
+k is a buffer of the critic, and so part of checkpoints. `repelling` adds the pulling-away term of EBGAN (section 2.4)
+to the generator's loss, in both: with the unit codes s_i that the critic gives to a batch of N samples,
+
+    1 / (N (N - 1)) * sum over i != j of (s_i . s_j)^2 ,      the sum being  |S^T S|^2 - N
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from fastgan.contract import Batch, Draw, ImageShape, Networks, Turn
-from fastgan.dist import group_mean
+from fastgan.dist import group_mean, group_sum
 from fastgan.errors import FastganError
 from fastgan.gans.latents import check_distribution, draw_latents, way
 from fastgan.gans.play import at_least_one, frozen, wide
@@ -45,6 +48,7 @@ class BoundaryEquilibriumGAN:
     rate:     of k (lambda_k in the paper)
     power:    1 or 2: of the error
     margin:   m of EBGAN; 0: BEGAN
+    repelling: weight of the pulling-away term, which keeps samples from being alike; 0: without it
     """
 
     networks: Networks = field(default_factory=DCGAN)
@@ -55,6 +59,7 @@ class BoundaryEquilibriumGAN:
     rate: float = 1e-3
     power: int = 1
     margin: float = 0.0
+    repelling: float = 0.0
 
     averaged = ("generator",)
     penalty_every = 1
@@ -67,6 +72,7 @@ class BoundaryEquilibriumGAN:
             ("rate", self.rate >= 0, "0 or more"),
             ("power", self.power in (1, 2), "1 or 2"),
             ("margin", self.margin >= 0, "0 or more"),
+            ("repelling", self.repelling >= 0, "0 or more"),
         ):
             if not valid:
                 raise FastganError(f"{name} must be {expected}, got {getattr(self, name)}")
@@ -131,9 +137,15 @@ class _Play:
         assert self.fake is not None, "the generator's turn comes after the critic's"
         assert self.real_energy is not None
         fake, self.fake = self.fake, None
+        statistics = {}
         with frozen(self.critic):
-            loss = self.critic.energy(fake).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            codes = self.critic.codes(fake)
+            total = loss = self.critic.energy(fake, codes).mean()
+            if self.options.repelling:
+                alike = likeness(wide(codes))
+                statistics["likeness"] = alike.detach()
+                total = loss + self.options.repelling * alike
+            total.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             lack = group_mean(self.options.gamma * self.real_energy - loss.detach())
             self.critic.balance.add_(self.options.rate * lack).clamp_(0, 1)
@@ -141,6 +153,7 @@ class _Play:
             "loss": loss.detach(),
             "balance": self.critic.balance.clone(),
             "convergence": self.real_energy + lack.abs(),
+            **statistics,
         }
 
 
@@ -154,11 +167,25 @@ class Autoencoder(nn.Module):
         self.coder, self.decoder, self.power = coder, decoder, power
         self.register_buffer("balance", torch.zeros(()))
 
+    def codes(self, x: Tensor) -> Tensor:
+        """[N, code]"""
+        codes: Tensor = self.coder(x).view(len(x), -1)
+        return codes
+
     def forward(self, x: Tensor) -> Tensor:
-        images: Tensor = self.decoder(self.coder(x).view(len(x), -1))
+        images: Tensor = self.decoder(self.codes(x))
         return images
 
-    def energy(self, x: Tensor) -> Tensor:
-        """L of each image, [N]."""
-        error = (wide(x) - wide(self(x))).abs()
+    def energy(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
+        """L of each image, [N]. codes: of x, where they are there already"""
+        made = self.decoder(self.codes(x) if codes is None else codes)
+        error = (wide(x) - wide(made)).abs()
         return (error.square() if self.power == 2 else error).flatten(1).mean(1)
+
+
+def likeness(codes: Tensor) -> Tensor:
+    """Mean squared cosine between the codes [N, code] of different samples of the whole batch, 0-dim."""
+    unit = codes / codes.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    products = group_sum(unit.mT @ unit)
+    count = group_sum(codes.new_full((), len(codes)))
+    return (products.square().sum() - count) / (count * (count - 1))

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
+from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Turn
+from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.image_buffer import ImageBuffer
-from fastgan.gans.play import frozen
+from fastgan.gans.play import check_augment, frozen
 from fastgan.gans.sources import channels_of
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, ResNetTranslator
@@ -45,6 +47,7 @@ class CycleGAN:
     loss:        a key of fastgan.losses.LOSSES
     cycle, identity, adversarial: weights; identity as a fraction of cycle; numbers or schedules
     buffer:      images made earlier that each critic may be shown again
+    augment:     augmentation of what the critics see (fastgan.augment)
     """
 
     generator: Translator = field(default_factory=ResNetTranslator)
@@ -55,6 +58,7 @@ class CycleGAN:
     identity: Scheduled = 0.5
     adversarial: Scheduled = 1.0
     buffer: int = 50
+    augment: Augment = field(default_factory=Augment)
 
     averaged = ("generator", "back")
 
@@ -65,11 +69,15 @@ class CycleGAN:
         for name in WEIGHTS:
             if not lowest(getattr(self, name)) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_augment(self.augment, self.loss)
         if self.buffer < 0:
             raise FastganError(f"buffer must be 0 or more images, got {self.buffer}")
 
     def schedules(self) -> dict[str, Scheduled]:
-        return {name: getattr(self, name) for name in WEIGHTS}
+        return {name: getattr(self, name) for name in WEIGHTS} | self.augment.schedules()
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        return self.augment.memory(device)
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
         channels = image.channels if self.source == "inverted" else channels_of("data", image)
@@ -144,18 +152,23 @@ class _Play:
         self.options, self.scalars, self.loss = options, scalars, LOSSES[options.loss]
         self.generator, self.back = players["generator"], players["back"]
         self.critics = players["critic"], players["critic_back"]
+        self.augment = Augmenter(options.augment, scalars, sum_over_ranks)
         self.fakes: _Fakes | None = None
 
     def critics_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         x, y = self.options.sources(batch, draw), batch.images
         fakes = _Fakes(x, y, self.generator(x).to(y.dtype), self.back(y).to(x.dtype))
         self.fakes = fakes
-        statistics = {}
+        statistics, real_logits = {}, []
         sides = (("loss", y, fakes.there), ("loss_back", x, fakes.here))
         for critic, (name, real, fake) in zip(self.critics, sides, strict=True):
             shown = critic.buffer.exchange(fake, draw)  # type: ignore[operator,union-attr]
-            statistics[name] = critic_backward(critic, real, shown, self.loss.critic).loss
-        return statistics
+            seen = self.augment(real, draw), self.augment(shown, draw)
+            result = critic_backward(critic, *seen, self.loss.critic)
+            statistics[name] = result.loss
+            real_logits.append(result.real_logits.flatten())
+        self.augment.observe(torch.cat(real_logits))
+        return statistics | ({} if self.augment.p is None else {"augment_p": self.augment.p})
 
     def generators_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.fakes is not None, "the generators' turn comes after the critics'"
@@ -163,7 +176,8 @@ class _Play:
         forward, backward = self.critics
         with frozen(forward), frozen(backward):
             terms = {
-                "adversarial": self._adversarial(forward, f.y, f.there) + self._adversarial(backward, f.x, f.here),
+                "adversarial": self._adversarial(forward, f.y, f.there, draw)
+                + self._adversarial(backward, f.x, f.here, draw),
                 "cycle": self._distance(self.back(f.there), f.x) + self._distance(self.generator(f.here), f.y),
             }
             if highest(self.options.identity) > 0:
@@ -177,9 +191,9 @@ class _Play:
     def _distance(made: Tensor, wanted: Tensor) -> Tensor:
         return l1_loss(made.to(wanted.dtype), wanted)
 
-    def _adversarial(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        fake_logits, real_logits = critic(fake), real.new_zeros(())
+    def _adversarial(self, critic: nn.Module, real: Tensor, fake: Tensor, draw: Draw) -> Tensor:
+        fake_logits, real_logits = critic(self.augment(fake, draw)), real.new_zeros(())
         if self.loss.generator_compares:
             with torch.no_grad():
-                real_logits = critic(real)
+                real_logits = critic(self.augment(real, draw))
         return self.loss.generator(real_logits, fake_logits)

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Turn
-from fastgan.dist import group_mean
+from fastgan.dist import group_mean, sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.masks import centres, check_kind, crops, draw_masks, smooth_fill
-from fastgan.gans.play import frozen
+from fastgan.gans.play import check_augment, frozen, seen_together
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, UNet
 from fastgan.penalty import critic_backward
@@ -44,9 +45,10 @@ class Inpainting:
     whole, local: whether there is a critic of the whole image, of the square around the hole (half as wide)
     loss:      a key of fastgan.losses.LOSSES
     l1, outside, adversarial: weights of the generator's terms; numbers or schedules
+    augment:   augmentation of what the critics see, image and mask alike (fastgan.augment)
     """
 
-    generator: Translator = field(default_factory=lambda: UNet(dropout=0.0))
+    generator: Translator = field(default_factory=lambda: UNet(dropout=0.0, from_zero=True))
     critic: PairCritic = field(default_factory=lambda: PatchCritic(norm="instance"))
     mask: str = "both"
     smallest: float = 0.25
@@ -57,6 +59,7 @@ class Inpainting:
     l1: Scheduled = 10.0
     outside: Scheduled = 1.0
     adversarial: Scheduled = 0.1
+    augment: Augment = field(default_factory=Augment)
 
     averaged = ("generator",)
 
@@ -72,11 +75,15 @@ class Inpainting:
         for name in WEIGHTS:
             if not lowest(getattr(self, name)) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_augment(self.augment, self.loss)
         if not (self.whole or self.local):
             raise FastganError("inpainting needs a critic: whole=true, local=true, or both")
 
     def schedules(self) -> dict[str, Scheduled]:
-        return {name: getattr(self, name) for name in WEIGHTS}
+        return {name: getattr(self, name) for name in WEIGHTS} | self.augment.schedules()
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        return self.augment.memory(device)
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
         critics = {}
@@ -129,25 +136,29 @@ class _Play:
     def __init__(self, options: Inpainting, players: Mapping[str, nn.Module], scalars: Mapping[str, Tensor]) -> None:
         self.options, self.scalars, self.loss = options, scalars, LOSSES[options.loss]
         self.generator, self.critics = players["generator"], players["critic"]
+        self.augment = Augmenter(options.augment, scalars, sum_over_ranks)
         self.kept: tuple[Tensor, Tensor] | None = None  # masks, what the network made with its graph
 
-    def _seen(self, name: str, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def _seen(self, name: str, images: Tensor, masks: Tensor, draw: Draw) -> tuple[Tensor, ...]:
         """What the critic called `name` gets: image and mask, or the square of both around the hole."""
-        if name == "whole":
-            return images, masks
-        middle, side = centres(masks), images.shape[-1] // 2
-        return crops(images, middle, side), crops(masks, middle, side)
+        if name == "local":
+            middle, side = centres(masks), images.shape[-1] // 2
+            images, masks = crops(images, middle, side), crops(masks, middle, side)
+        return seen_together(self.augment, (images, masks), draw)
 
     def critic_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         images, masks = batch.images, self.options.masks(batch, draw)
         made = self.options.raw(self.generator, images, masks)
         self.kept = masks, made
         filled = torch.where(masks > 0, made.detach(), images)
-        statistics = {}
+        statistics, real_logits = {}, []
         for name, critic in self.critics.items():  # type: ignore[operator]
-            real, fake = (self._seen(name, x, masks) for x in (images, filled))
-            statistics[f"loss.{name}"] = critic_backward(critic, real, fake, self.loss.critic).loss
-        return statistics
+            real, fake = (self._seen(name, x, masks, draw) for x in (images, filled))
+            result = critic_backward(critic, real, fake, self.loss.critic)
+            statistics[f"loss.{name}"] = result.loss
+            real_logits.append(result.real_logits.flatten())
+        self.augment.observe(torch.cat(real_logits))
+        return statistics | ({} if self.augment.p is None else {"augment_p": self.augment.p})
 
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.kept is not None, "the generator's turn comes after the critic's"
@@ -162,18 +173,18 @@ class _Play:
             }
             if highest(self.options.adversarial) > 0:
                 terms["adversarial"] = torch.stack(
-                    [self._adversarial(name, filled, images, masks) for name in self.critics]  # type: ignore[attr-defined]
+                    [self._adversarial(name, filled, images, masks, draw) for name in self.critics]  # type: ignore[attr-defined]
                 ).sum()
             total = torch.stack([self.scalars[name].to(term.dtype) * term for name, term in terms.items()]).sum()
             total.backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in terms.items()}
 
-    def _adversarial(self, name: str, filled: Tensor, images: Tensor, masks: Tensor) -> Tensor:
+    def _adversarial(self, name: str, filled: Tensor, images: Tensor, masks: Tensor, draw: Draw) -> Tensor:
         critic: nn.Module = self.critics[name]  # type: ignore[index]
-        fake_logits, real_logits = critic(*self._seen(name, filled, masks)), images.new_zeros(())
+        fake_logits, real_logits = critic(*self._seen(name, filled, masks, draw)), images.new_zeros(())
         if self.loss.generator_compares:
             with torch.no_grad():
-                real_logits = critic(*self._seen(name, images, masks))
+                real_logits = critic(*self._seen(name, images, masks, draw))
         return self.loss.generator(real_logits, fake_logits)
 
 

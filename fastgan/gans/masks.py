@@ -12,7 +12,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from fastgan.contract import Draw
 from fastgan.errors import FastganError, suggest
@@ -75,10 +75,11 @@ def _strokes(u: Tensor, size: int) -> Tensor:
     return covered.to(u.dtype).view(-1, 1, size, size)
 
 
-def smooth_fill(images: Tensor, masks: Tensor) -> Tensor:
+def smooth_fill(images: Tensor, masks: Tensor, relaxations: int = 8) -> Tensor:
     """images [N, C, S, S] with holes filled smoothly from around, by a pyramid of means (Gortler et al. 1996, 5.3).
 
-    Each level takes the mean of what is known; on the way back what is unknown at a level comes from the one above it.
+    Each level takes the mean of what is known; on the way back what is unknown at a level comes from the one above it,
+    and goes `relaxations` of Jacobi's steps towards the mean of its four neighbours (Laplace's equation).
     """
     levels = [(images * (1 - masks), 1 - masks)]
     while levels[-1][1].shape[-1] % 2 == 0:
@@ -87,8 +88,18 @@ def smooth_fill(images: Tensor, masks: Tensor) -> Tensor:
     filled = colours / weight.clamp(min=1e-6)
     for colours, weight in reversed(levels):
         coarse = interpolate(filled, scale_factor=2.0, mode="bilinear", align_corners=False)
-        filled = colours + (1 - weight) * coarse
+        known, unknown = colours, 1 - weight
+        filled = known + unknown * coarse
+        for _ in range(relaxations):
+            filled = known + unknown * neighbours(filled)
     return filled
+
+
+def neighbours(images: Tensor) -> Tensor:
+    """Mean of each pixel's four neighbours, with the edge repeated, [N, C, H, W]."""
+    padded = pad(images, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
+    return (across + padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1]) / 4
 
 
 def centres(masks: Tensor) -> Tensor:

@@ -80,11 +80,7 @@ class Game:
             if not lowest(getattr(self, name)) >= 0:
                 raise FastganError(f"penalty {name} must be 0 or more, got {getattr(self, name)}")
         at_least_one(self, "latent", "penalty_every", "critic_steps")
-        if self.augment.steered and self.loss in ("relativistic", "wasserstein"):
-            raise FastganError(
-                f"augment.target steers by the sign of the critic's logits, which has no meaning with the loss "
-                f"{self.loss!r}; set augment.target=0 and augment.p to a number or a schedule"
-            )
+        check_augment(self.augment, self.loss)
 
     def schedules(self) -> dict[str, Scheduled]:
         return {name: getattr(self, name) for name in self.penalties} | self.augment.schedules()
@@ -263,6 +259,23 @@ def at_least_one(options: object, *names: str) -> None:
     for name in names:
         if getattr(options, name) < 1:
             raise FastganError(f"{name} must be 1 or more, got {getattr(options, name)}")
+
+
+def check_augment(augment: Augment, loss: str) -> None:
+    """FastganError where the probability is steered by logits whose sign says nothing."""
+    if augment.steered and loss in ("relativistic", "wasserstein"):
+        raise FastganError(
+            f"augment.target steers by the sign of the critic's logits, which has no meaning with the loss "
+            f"{loss!r}; set augment.target=0 and augment.p to a number or a schedule"
+        )
+
+
+def seen_together(augment: Augmenter, parts: tuple[Tensor, ...], draw: Draw) -> tuple[Tensor, ...]:
+    """Maps [N, C, S, S] that belong together, such as an image and its source, through the same transformation: as
+    the channels of one image."""
+    if not augment:
+        return parts
+    return augment(torch.cat(parts, 1), draw).split([part.shape[1] for part in parts], 1)
 
 
 def needs_labels(system: str, image: ImageShape) -> None:

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Turn
+from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
-from fastgan.gans.play import frozen
+from fastgan.gans.play import check_augment, frozen
 from fastgan.losses import LOSSES
 from fastgan.models import SRCritic, SRResNet
 from fastgan.models.patch_critic import matched_features
@@ -54,6 +56,7 @@ class SuperResolution:
     feature:     "critic": activations of the critic; "vgg16": of the network trained on ImageNet
     pixel, features, adversarial: weights of the generator's terms; numbers or schedules
     vgg16:       file of VGG16's weights ("": the one in the cache folder)
+    augment:     augmentation of what the critic sees (fastgan.augment)
     """
 
     generator: SRResNet = field(default_factory=SRResNet)
@@ -67,6 +70,7 @@ class SuperResolution:
     features: Scheduled = 0.0
     adversarial: Scheduled = 1e-3
     vgg16: str = ""
+    augment: Augment = field(default_factory=Augment)
 
     averaged = ("generator",)
 
@@ -84,6 +88,7 @@ class SuperResolution:
         for name in WEIGHTS:
             if not lowest(getattr(self, name)) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_augment(self.augment, self.loss)
 
     @property
     def plays_against_a_critic(self) -> bool:
@@ -94,7 +99,10 @@ class SuperResolution:
         return self.generator.margin(self.scale)
 
     def schedules(self) -> dict[str, Scheduled]:
-        return {name: getattr(self, name) for name in WEIGHTS}
+        return {name: getattr(self, name) for name in WEIGHTS} | self.augment.schedules()
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        return self.augment.memory(device)
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
         if image.size % self.scale:
@@ -136,7 +144,7 @@ class _Play:
         self, options: SuperResolution, generator: nn.Module, critic: nn.Module, scalars: Mapping[str, Tensor]
     ) -> None:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
-        self.loss = LOSSES[options.loss]
+        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars, sum_over_ranks)
         self.fake: Tensor | None = None
         self.vgg16: VGG16Maps | None = None
         if options.feature == "vgg16" and highest(options.features) > 0:
@@ -149,11 +157,14 @@ class _Play:
 
     def critic_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         self.fake = self._fakes(batch)
-        result = critic_backward(self.critic, batch.images, self.fake.detach(), self.loss.critic)
+        real, fake = self.augment(batch.images, draw), self.augment(self.fake.detach(), draw)
+        result = critic_backward(self.critic, real, fake, self.loss.critic)
+        self.augment.observe(result.real_logits)
         return {
             "loss": result.loss,
             "real_logits": result.real_logits.mean(),
             "fake_logits": result.fake_logits.mean(),
+            **({} if self.augment.p is None else {"augment_p": self.augment.p}),
         }
 
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
@@ -163,7 +174,7 @@ class _Play:
             if highest(self.options.features) > 0:
                 terms["features"] = self._feature_distance(fake, batch.images)
             if highest(self.options.adversarial) > 0:
-                terms["adversarial"] = self._adversarial(fake, batch.images)
+                terms["adversarial"] = self._adversarial(fake, batch.images, draw)
             total = torch.stack([self.scalars[name].to(term.dtype) * term for name, term in terms.items()]).sum()
             total.backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in terms.items()}
@@ -175,12 +186,12 @@ class _Play:
             wanted = self.vgg16(real.float())
         return mse_loss(self.vgg16(fake.float()), wanted)
 
-    def _adversarial(self, fake: Tensor, real: Tensor) -> Tensor:
-        fake_logits = self.critic(fake)
+    def _adversarial(self, fake: Tensor, real: Tensor, draw: Draw) -> Tensor:
+        fake_logits = self.critic(self.augment(fake, draw))
         real_logits = real.new_zeros(())
         if self.loss.generator_compares:
             with torch.no_grad():
-                real_logits = self.critic(real)
+                real_logits = self.critic(self.augment(real, draw))
         return self.loss.generator(real_logits, fake_logits)
 
 

@@ -9,7 +9,8 @@ Players: a generator G(x, noise) and a critic D(y, x) that sees source and image
 The paper halves the critic's loss, which changes nothing with Adam. Its noise is dropout, on in training; here off in
 use, so that a picture is always translated alike. The sources are the data's, or made from the images themselves
 (fastgan.gans.sources). `features` weighs the distance of the critic's own activations ("feature matching", Wang et al.
-2018, arXiv:1711.11585).
+2018, arXiv:1711.11585). With `residual` the network makes what the source lacks: G(x) = x + 2 network(x), for sources
+that look like the images, such as noisy ones or their brightness; a source of one channel counts for all colours.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
+from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Turn
+from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
-from fastgan.gans.play import frozen
+from fastgan.gans.play import check_augment, frozen, seen_together
 from fastgan.gans.sources import channels_of, check_source, source_of
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, UNet
@@ -43,8 +46,10 @@ class Translation:
     noise_level: deviation of the noise of source="noise", where images lie in [-1, 1]
     loss:        a key of fastgan.losses.LOSSES
     l1, adversarial, features: weights of the generator's terms; numbers or schedules
-    r1:          gamma in gamma/2 * mean |grad D|^2 at real pairs
+    r1:          gamma in gamma/2 * mean |grad D|^2 at real pairs, as the critic sees them
     conditional: the critic sees the source, too
+    residual:    the network's output is added to the source
+    augment:     augmentation of what the critic sees, image and source alike (fastgan.augment)
     """
 
     generator: Translator = field(default_factory=UNet)
@@ -57,6 +62,8 @@ class Translation:
     features: Scheduled = 0.0
     r1: Scheduled = 0.0
     conditional: bool = True
+    residual: bool = False
+    augment: Augment = field(default_factory=Augment)
 
     averaged = ("generator",)
 
@@ -64,15 +71,24 @@ class Translation:
         if self.loss not in LOSSES:
             raise FastganError(f"loss {self.loss!r} is unknown{suggest(self.loss, LOSSES)}")
         check_source(self.source)
+        check_augment(self.augment, self.loss)
         for name in (*WEIGHTS, "noise_level"):
             if not lowest(getattr(self, name)) >= 0:
                 raise FastganError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     def schedules(self) -> dict[str, Scheduled]:
-        return {name: getattr(self, name) for name in WEIGHTS}
+        return {name: getattr(self, name) for name in WEIGHTS} | self.augment.schedules()
+
+    def memory(self, device: torch.device) -> dict[str, Tensor]:
+        return self.augment.memory(device)
 
     def players(self, image: ImageShape) -> dict[str, nn.Module]:
         channels = channels_of(self.source, image)
+        if self.residual and channels not in (1, image.channels):
+            raise FastganError(
+                f"residual=true adds to the sources, which have {channels} channels where the images have "
+                f"{image.channels}; set system.residual=false"
+            )
         return {
             "generator": self.generator.translator(image, channels),
             "critic": self.critic.critic(image, channels if self.conditional else 0),
@@ -92,8 +108,13 @@ class Translation:
     def translate(self, players: Mapping[str, nn.Module], images: Tensor, *, back: bool = False) -> Tensor:
         if back:
             raise FastganError("pix2pix has learned one direction; train another run with data.direction=BtoA")
-        translated: Tensor = players["generator"](images)
-        return translated
+        translated = self.made(players["generator"], images)
+        return translated.clamp(-1, 1) if self.residual else translated
+
+    def made(self, generator: nn.Module, source: Tensor, *noise: Tensor) -> Tensor:
+        """G(x), [N, C, S, S]: in (-1, 1), or with `residual` a little beyond."""
+        output: Tensor = generator(source, *noise).to(source.dtype)
+        return source + 2 * output if self.residual else output
 
     def generate(self, players: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Tensor:
         return self.translate(players, self.sources(batch, draw))
@@ -110,30 +131,32 @@ class _Play:
         self, options: Translation, generator: nn.Module, critic: nn.Module, scalars: Mapping[str, Tensor]
     ) -> None:
         self.options, self.generator, self.critic, self.scalars = options, generator, critic, scalars
-        self.loss = LOSSES[options.loss]
+        self.loss, self.augment = LOSSES[options.loss], Augmenter(options.augment, scalars, sum_over_ranks)
         self.kept: tuple[Tensor, Tensor] | None = None  # source, fake with its graph
 
-    def _scored(self, images: Tensor, source: Tensor) -> tuple[Tensor, ...]:
+    def _scored(self, images: Tensor, source: Tensor, draw: Draw) -> tuple[Tensor, ...]:
         """What the critic gets."""
-        return (images, source) if self.options.conditional else (images,)
+        return seen_together(self.augment, (images, source) if self.options.conditional else (images,), draw)
 
     def critic_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         source = self.options.sources(batch, draw)
-        fake = self.generator(source, *self._noise(batch, draw)).to(batch.images.dtype)
+        fake = self.options.made(self.generator, source, *self._noise(batch, draw))
         self.kept = source, fake
         penalised = self.options.r1 != 0.0
         result = critic_backward(
             self.critic,
-            self._scored(batch.images, source),
-            self._scored(fake.detach(), source),
+            self._scored(batch.images, source, draw),
+            self._scored(fake.detach(), source, draw),
             self.loss.critic,
             r1=self.scalars["r1"] if penalised else 0.0,
         )
+        self.augment.observe(result.real_logits)
         return {
             "loss": result.loss,
             "real_logits": result.real_logits.mean(),
             "fake_logits": result.fake_logits.mean(),
             **({"r1": result.r1} if result.r1 is not None else {}),
+            **({} if self.augment.p is None else {"augment_p": self.augment.p}),
         }
 
     def _noise(self, batch: Batch, draw: Draw) -> tuple[Tensor, ...]:
@@ -147,11 +170,11 @@ class _Play:
         assert self.kept is not None, "the generator's turn comes after the critic's"
         (source, fake), self.kept = self.kept, None
         with frozen(self.critic):
-            fake_logits = self.critic(*self._scored(fake, source))
+            fake_logits = self.critic(*self._scored(fake, source, draw))
             real_logits = batch.images.new_zeros(())
             if self.loss.generator_compares:
                 with torch.no_grad():
-                    real_logits = self.critic(*self._scored(batch.images, source))
+                    real_logits = self.critic(*self._scored(batch.images, source, draw))
             terms = {
                 "adversarial": self.loss.generator(real_logits, fake_logits),
                 "l1": l1_loss(fake, batch.images),

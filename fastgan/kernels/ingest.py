@@ -51,23 +51,26 @@ def ingest(pixels: Tensor, flip: Tensor | None = None, dtype: torch.dtype = torc
 
 
 def ingest_into(out: Tensor, pixels: Tensor, flip: Tensor | None = None, *, threads: int = 1) -> None:
-    """Writes the float32 values of `pixels` [N, H, W, C] into `out` [N, H, W, C], both contiguous and on the CPU.
+    """Writes `pixels` [N, H, W, C] into `out` [N, H, W, C] of a type in TYPES, both contiguous and on the CPU.
 
-    For a thread beside the main one: no operation of torch, which would start a second pool of OpenMP threads there.
+    For a thread beside the main one: no operation of torch, which would start a second pool of OpenMP threads there,
+    unless there is no native part and the type is not float32.
     """
     _check(pixels, flip)
-    assert out.dtype == torch.float32
+    assert out.dtype in TYPES
     assert out.shape == pixels.shape
     assert all(t is None or t.is_contiguous() for t in (out, pixels, flip))
     if choose("ingest", pixels.device).native:
-        EXTENSION.module.ingest_cpu(_arguments(pixels, flip, out), TYPES[torch.float32], threads)
+        EXTENSION.module.ingest_cpu(_arguments(pixels, flip, out), TYPES[out.dtype], threads)
         return
-    target, raw = out.numpy(), pixels.numpy()
+    target, raw = np.empty(out.shape, np.float32) if out.dtype != torch.float32 else out.numpy(), pixels.numpy()
     np.subtract(raw, np.float32(127.5), out=target, dtype=np.float32)
     np.divide(target, np.float32(127.5), out=target)
     if flip is not None:
         flipped = flip.numpy()
         target[flipped] = target[flipped][:, :, ::-1]
+    if out.dtype != torch.float32:
+        out.copy_(torch.from_numpy(target))
 
 
 def reference(pixels: Tensor, flip: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ from fastgan.errors import FastganError, suggest
 from fastgan.models.msg_gan import MultiScaleCritic, MultiScaleGenerator
 from fastgan.models.sizes import at_least_one, check_attention, levels, per_image
 from fastgan.models.spectral import spectral_norm
-from fastgan.nn import ConditionalBatchNormAct2d, ConditionalSequential, SelfAttention2d, fuse
+from fastgan.nn import ConditionalBatchNormAct2d, ConditionalSequential, Conv2d, SelfAttention2d, fuse
 
 GENERATOR_NORMS = ("batch", "none")
 CRITIC_NORMS = ("batch", "none", "spectral")
@@ -138,13 +138,13 @@ class Critic(nn.Module):
         bias = norm != "batch"
         blocks: list[nn.Module] = []
         for before, width in zip([channels, *(w + small for w in widths)], widths, strict=False):
-            conv = nn.Conv2d(before, width, 4, stride=2, padding=1, bias=bias)
+            conv = Conv2d(before, width, 4, stride=2, padding=1, bias=bias)
             block = _block(conv, norm if blocks else "none", nn.LeakyReLU(0.2, inplace=True))
             blocks.append(block)
             if attention == 2 << (len(widths) - len(blocks) + 1):
                 blocks[-1] = nn.Sequential(block, SelfAttention2d(width, twice=True))
         self.blocks = nn.Sequential(*blocks)
-        self.to_logit = nn.Conv2d(widths[-1] + small, outputs, 4, bias=bias)
+        self.to_logit = Conv2d(widths[-1] + small, outputs, 4, bias=bias)
         _initialise(self)
         if norm == "spectral":
             for layer in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:

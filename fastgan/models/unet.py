@@ -36,6 +36,7 @@ class UNet:
     depth:     how often the size is halved (0: down to one pixel, at most 8 times)
     norm:      "batch", "instance" or "none"
     dropout:   share of the values that the first three decoder blocks drop in training (0: none)
+    from_zero: the last convolution starts at zero, for systems that add the output to something
     """
 
     width: int = 64
@@ -43,6 +44,7 @@ class UNet:
     depth: int = 0
     norm: str = "batch"
     dropout: float = 0.5
+    from_zero: bool = False
 
     def __post_init__(self) -> None:
         at_least_one("UNet", width=self.width, max_width=self.max_width)
@@ -100,6 +102,8 @@ class Network(nn.Module):
         self.up = nn.ModuleList(up)
         self.to_image = block(nn.ConvTranspose2d(inner, out, 4, stride=2, padding=1), "none", nn.Tanh())
         initialise(self)
+        if options.from_zero:
+            nn.init.zeros_(self.to_image.conv.weight)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         skips = []

@@ -1,7 +1,7 @@
 from fastgan.nn.attention import SelfAttention2d
 from fastgan.nn.conditional import ConditionalBatchNormAct1d, ConditionalBatchNormAct2d, ConditionalSequential
 from fastgan.nn.fuse import Record, fuse, fused
-from fastgan.nn.modules import BatchNormAct2d, BiasAct, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
+from fastgan.nn.modules import BatchNormAct2d, BiasAct, Conv2d, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
 from fastgan.nn.shared import share_statistics
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ConditionalBatchNormAct1d",
     "ConditionalBatchNormAct2d",
     "ConditionalSequential",
+    "Conv2d",
     "ConvTransposeBatchNormAct1d",
     "ConvTransposeBatchNormAct2d",
     "Record",

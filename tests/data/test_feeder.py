@@ -17,8 +17,9 @@ from PIL import Image
 
 from fastgan.contract import Batch
 from fastgan.data import DataOptions, ImageSet, open_images
-from fastgan.data.feeder import CLOSE_SECONDS, PREFETCH, Feeder
+from fastgan.data.feeder import CLOSE_SECONDS, Feeder
 from fastgan.data.image_set import Indices, Pixels, fetch_from
+from fastgan.data.lanes import PREFETCH
 from fastgan.data.sampler import flips, image_order
 from fastgan.errors import FastganError
 

@@ -87,13 +87,13 @@ def test_raw_and_compressed_packs_of_the_same_pixels_agree(packs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["raw", "shards"])
-@pytest.mark.parametrize(("constant", "value"), [("COLD", 0.0), ("SHARE_BYTES", 1000)])
+@pytest.mark.parametrize(("constant", "value"), [("pack_reader.COLD", 0.0), ("lanes.SHARE_BYTES", 1000)])
 def test_several_threads_gather_the_same(
     packs: Path, monkeypatch: pytest.MonkeyPatch, name: str, constant: str, value: float
 ) -> None:
     """As packs are read that are larger than the memory, and large batches."""
     expected = take(12, opened(packs / "raw"))
-    monkeypatch.setattr(f"fastgan.data.pack_reader.{constant}", value)
+    monkeypatch.setattr(f"fastgan.data.{constant}", value)
     assert equal(take(12, opened(packs / name)), expected)
 
 

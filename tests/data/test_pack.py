@@ -394,13 +394,13 @@ def test_shards_that_are_whole_pages_are_one_array(source: Path, tmp_path: Path)
     sizes = [shard.bytes for shard in opened.index.shards]
     assert len(sizes) > 3
     assert can_be_joined(sizes)
-    opened.join()
-    assert opened.joined.shape == (200, SIZE, SIZE, 3)
-    assert (opened.joined == everything(packed(many, tmp_path / "one"))).all()
-    assert (everything(images) == opened.joined).all()
+    (rows,) = opened.rows()
+    assert rows.pixels.shape == (200, SIZE, SIZE, 3)
+    assert (rows.pixels == everything(packed(many, tmp_path / "one"))).all()
+    assert (everything(images) == rows.pixels).all()
     with pytest.raises(ValueError, match="read-only"):
-        opened.joined[0] = 0
+        rows.pixels[0] = 0
     shard_path(tmp_path / "out", 2).unlink()
     with pytest.raises(FastganError, match=r"pack .*: shard-00002\.bin: No such file"):
-        opened.join()
+        opened.rows()
     assert not can_be_joined([100, 200])

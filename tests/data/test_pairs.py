@@ -56,6 +56,7 @@ def test_partners_stay_together(tmp_path: Path, pairs: str, memory_gb: float, di
     assert images.labels is None
     assert "5 images" in images.summary
     assert direction in images.summary
+    assert (f"of {SIZE}x{SIZE} each" in images.summary) == (pairs == "side_by_side")
     every = np.arange(5)
     targets, sources = images.read(every), images.source.read(every)
     first, second = (sources, targets) if direction == "AtoB" else (targets, sources)

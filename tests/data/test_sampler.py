@@ -7,11 +7,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch  # noqa: F401, with it the native part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fastgan.data.sampler import flips, image_order
+from fastgan.data.sampler import flips, flips_by_numpy, image_order, image_order_by_numpy
 
 EVEN = 1e-5  # a p-value below this means "not uniform"; seeds are fixed, so nothing here is flaky
 
@@ -178,3 +179,14 @@ def test_ranks_of_any_number_share_out_the_same_samples(count: int, first: int, 
     parts = [first + (steps[:, None] * world + rank) * batch + np.arange(batch) for rank in range(world)]
     together = np.stack([image_order(2, count, part.reshape(-1)).reshape(3, batch) for part in parts], 1)
     assert (together.reshape(-1) == whole).all()
+
+
+@pytest.mark.parametrize("seed", [0, -7, 2**64 + 3])
+def test_the_native_part_gives_the_same_order(seed: int) -> None:
+    generator = np.random.default_rng(0)
+    for count in (1, 2, 3, 7, 999, 1000, 1001, 65_537, 10**9, 2**40):
+        samples = generator.integers(0, 3 * count + 5, 500)
+        for block in (0, 1, 5, 64, 65_536):
+            expected = image_order_by_numpy(seed, count, samples, block)
+            assert (image_order(seed, count, samples, block) == expected).all(), (count, block)
+    assert (flips(seed, samples) == flips_by_numpy(seed, samples)).all()

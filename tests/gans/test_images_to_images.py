@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from fastgan.augment import Augment
 from fastgan.contract import Batch, Draw, ImageShape
 from fastgan.data import DataOptions, open_images
 from fastgan.errors import FastganError
 from fastgan.features import VGG16Maps, vgg16
-from fastgan.gans import CycleGAN, Inpainting, SuperResolution, Translation, super_resolution
-from fastgan.gans.masks import centres, crops, draw_masks, smooth_fill
+from fastgan.gans import CycleGAN, Inpainting, SuperResolution, Translation
+from fastgan.gans.masks import centres, crops, draw_masks, neighbours, smooth_fill
 from fastgan.gans.sources import edges, gray, smoothed
 from fastgan.losses import LEAST_SQUARES
 from fastgan.metrics import psnr
@@ -146,6 +149,58 @@ def test_a_patch_critic_goes_through_the_shared_sweep() -> None:
     assert (gradients[0] - gradients[1]).norm() < 1e-12 * gradients[1].norm()
 
 
+def test_residual_translation_begins_at_the_source() -> None:
+    system = Translation(UNet(width=4, depth=2, from_zero=True), PatchCritic(width=4, layers=1), residual=True)
+    players = system.players(ImageShape(3, 16, source_channels=1))
+    source = torch.rand(2, 1, 16, 16) * 2 - 1
+    with evaluating(players):
+        assert torch.equal(system.translate(players, source), source.expand(-1, 3, -1, -1))
+        players["generator"].to_image.conv.bias.fill_(1.0)
+        assert torch.equal(
+            system.translate(players, source),
+            (source + 2 * torch.tanh(torch.ones(()))).clamp(max=1).expand(-1, 3, -1, -1),
+        )
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        Translation(UNet(width=4, depth=2), PatchCritic(width=4, layers=1)),
+        CycleGAN(ResNetTranslator(width=4, blocks=1), PatchCritic(width=4, layers=1, norm="none")),
+        SuperResolution(SRResNet(width=4, blocks=1, kernel=3), SRCritic(width=4, hidden=8, halvings=2)),
+        Inpainting(UNet(width=4, depth=2), PatchCritic(width=4, layers=1), local=False),
+    ],
+    ids=lambda system: type(system).__name__,
+)
+def test_critics_see_augmented_images(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cutout leaves a square of zeros in all that a critic gets: reals and fakes, images and sources or masks."""
+    system = replace(system, augment=Augment("diffaugment", policy=("cutout",)))
+    shape, numbers = ImageShape(3, 16, source_channels=3), torch.arange(4)
+    players = system.players(shape)
+    seen: list[tuple[Tensor, ...]] = []
+    for name in players:
+        if "critic" in name:
+            parts = players[name].values() if isinstance(players[name], nn.ModuleDict) else [players[name]]
+            for part in parts:
+                part.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    monkeypatch.setattr(
+        sys.modules[type(system).__module__],
+        "critic_backward",
+        lambda critic, real, fake, loss, **_: (
+            seen.extend(x if isinstance(x, tuple) else (x,) for x in (real, fake))
+            or critic_backward(critic, real, fake, loss)
+        ),
+    )
+    scalars = {name: torch.tensor(1.0, dtype=torch.float64) for name in system.schedules()}
+    images, source = (torch.rand(4, 3, 16, 16) * 0.5 + 0.25 for _ in range(2))
+    for number, turn in enumerate(system.turns(players, scalars)):
+        turn.gradients(Batch(images, None, numbers, source), Draw(0, numbers, number))
+    assert len(seen) >= 3
+    for inputs in seen:
+        hole = (torch.cat(inputs, 1) == 0).all(1).flatten(1).sum(1)
+        assert (hole >= 16).all(), hole  # a square of 8x8, at the border a quarter of it
+
+
 def test_features_of_a_trained_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With random weights in the place of the published ones: the distance is measured and reaches the generator."""
     system = SuperResolution(
@@ -163,7 +218,7 @@ def test_features_of_a_trained_network(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(FastganError, match="FILE names them"):
         system.turns(state.modules, {})
     monkeypatch.setattr(
-        super_resolution, "open_vgg16_maps", lambda file: VGG16Maps(SimpleNamespace(features=vgg16.trunk()))
+        "fastgan.features.open_vgg16_maps", lambda file: VGG16Maps(SimpleNamespace(features=vgg16.trunk()))
     )
     step = Step(system, state, Averaging(), seed=0, batch=2, total=2)
     before = state.modules["generator"].to_image.weight.clone()
@@ -234,6 +289,8 @@ def test_what_does_not_fit_is_one_line() -> None:
         (lambda: Inpainting(smallest=0.6, largest=0.5), "smallest"),
         (lambda: UNet(depth=6).translator(plain, 1), "multiple of 64"),
         (lambda: PatchCritic(layers=4).critic(plain), "48 pixels or more"),
+        (lambda: Translation(residual=True).players(replace(colour, source_channels=2)), "2 channels where"),
+        (lambda: CycleGAN(loss="wasserstein", augment=Augment("adaptive")), "steers by the sign"),
         (lambda: Translation().translate({}, torch.zeros(1), back=True), "one direction"),
     ]
     for make, message in cases:
@@ -249,4 +306,8 @@ def test_a_smooth_fill_keeps_what_is_known_and_continues_it() -> None:
     assert torch.equal(torch.where(masks > 0, 0.0, filled), torch.where(masks > 0, 0.0, across))
     error, of_the_mean = (float(((made - across).abs() * masks).sum()) for made in (filled, 0.0))
     assert error < 0.5 * of_the_mean
+    rough, usual, fine = (smooth_fill(across, masks, relaxations=number) for number in (0, 8, 200))
+    uneven = [float(((neighbours(made) - made).abs() * masks).mean()) for made in (rough, usual, fine)]
+    assert uneven[1] < 0.3 * uneven[0], uneven
+    assert uneven[2] < 0.02 * uneven[0], uneven
     assert torch.allclose(smooth_fill(torch.full_like(across, 0.3), masks), torch.tensor(0.3), atol=1e-5)

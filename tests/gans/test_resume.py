@@ -9,7 +9,13 @@ from small_presets import batch_of, smallest, step_of
 from fastgan.gans import UnconditionalGAN
 from fastgan.presets import PRESETS
 
-NAMES = [name for name, config in PRESETS.items() if not isinstance(config.system, UnconditionalGAN)]
+# Larger ones of a family that is there: with FASTGAN_TESTS=all.
+ALIKE = ("projection-32", "conditional-64", "cyclegan-128", "inpaint-64", "digits-bigan", "pix2pix-256")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.long if name in ALIKE else ())
+    for name, config in PRESETS.items()
+    if not isinstance(config.system, UnconditionalGAN)
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,6 +20,7 @@ from fastgan.gans import (
     InferenceGAN,
     MixtureGAN,
 )
+from fastgan.gans.boundary_equilibrium import likeness
 from fastgan.optim import Averaging, Optimizer
 from fastgan.pictures import picture_draw
 from fastgan.schedule import Schedule
@@ -141,6 +142,13 @@ def test_the_autoencoding_critic_brings_samples_to_the_data(margin: float) -> No
         assert 0 < statistics["generator.balance"] < 1
 
 
+def test_the_pulling_away_term_is_the_mean_squared_cosine_of_other_samples() -> None:
+    codes = torch.randn(6, 4, dtype=torch.float64)
+    pairs = [torch.cosine_similarity(codes[i], codes[j], dim=0) ** 2 for i in range(6) for j in range(6) if i != j]
+    assert torch.allclose(likeness(codes), torch.stack(pairs).mean(), atol=1e-12)
+    assert likeness(torch.eye(4, dtype=torch.float64)) == pytest.approx(0, abs=1e-12)
+
+
 def test_labels_that_are_missing_are_named() -> None:
     for system in (ConditionalGAN(NETWORKS), AuxiliaryGAN(NETWORKS)):
         with pytest.raises(FastganError, match=r"needs labels, and these images have none: give --data"):
@@ -157,6 +165,7 @@ def test_labels_that_are_missing_are_named() -> None:
         (lambda: VAEGAN(loss="relativistic"), "neither loss 'relativistic' nor wgan_gp can pair"),
         (lambda: VAEGAN(latent_distribution="uniform"), "the prior of a VAE-GAN is normal"),
         (lambda: BoundaryEquilibriumGAN(gamma=1.5), "gamma must be from 0 to 1, got 1.5"),
+        (lambda: BoundaryEquilibriumGAN(repelling=-0.1), "repelling must be 0 or more, got -0.1"),
         (lambda: BoundaryEquilibriumGAN(power=3), "power must be 1 or 2, got 3"),
     ],
 )

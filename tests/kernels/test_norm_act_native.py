@@ -133,7 +133,7 @@ def assert_close(ours: Tensor, exact: Tensor, *, single: float = 5e-7, double: f
 # ---- the numbers
 
 
-@pytest.mark.parametrize(("case", "dtype"), product(CASES, DTYPES))
+@pytest.mark.parametrize(("case", "dtype"), list(product(CASES, DTYPES)))
 def test_statistics(case: str, dtype: torch.dtype) -> None:
     x, _, _ = of_case(case, dtype)
     mean, var = native.stats(x)
@@ -144,7 +144,7 @@ def test_statistics(case: str, dtype: torch.dtype) -> None:
         assert (ours - theirs).norm() <= bound * exact.square().mean().sqrt() * math.sqrt(x.shape[1])
 
 
-@pytest.mark.parametrize(("case", "dtype"), product(CASES, DTYPES))
+@pytest.mark.parametrize(("case", "dtype"), list(product(CASES, DTYPES)))
 def test_normalisation(case: str, dtype: torch.dtype) -> None:
     x, _, norm = of_case(case, dtype)
     for act in range(len(ACTS)):
@@ -158,7 +158,7 @@ def test_normalisation(case: str, dtype: torch.dtype) -> None:
         assert torch.equal(in_place, out)
 
 
-@pytest.mark.parametrize(("case", "dtype"), product(CASES, DTYPES))
+@pytest.mark.parametrize(("case", "dtype"), list(product(CASES, DTYPES)))
 def test_derivatives(case: str, dtype: torch.dtype) -> None:
     x, grad, norm = of_case(case, dtype)
     count = x.numel() / x.shape[1] + 3  # the sums may be of more than this process has
@@ -234,7 +234,7 @@ def test_kinks_and_special_values() -> None:
 # ---- the same bits
 
 
-@pytest.mark.parametrize(("case", "dtype"), product(CASES, (torch.float32, torch.bfloat16)))
+@pytest.mark.parametrize(("case", "dtype"), list(product(CASES, (torch.float32, torch.bfloat16))))
 def test_the_number_of_threads_does_not_show(case: str, dtype: torch.dtype) -> None:
     x, grad, norm = of_case(case, dtype)
     norm = replace(norm, act=2)
@@ -253,7 +253,7 @@ def test_the_number_of_threads_does_not_show(case: str, dtype: torch.dtype) -> N
         assert all(torch.equal(ours, first) for ours, first in zip(results, made[0], strict=True))
 
 
-@pytest.mark.parametrize(("case", "dtype"), product(CASES, DTYPES))
+@pytest.mark.parametrize(("case", "dtype"), list(product(CASES, DTYPES)))
 def test_fused_passes_are_the_separate_ones(case: str, dtype: torch.dtype) -> None:
     x, grad, norm = of_case(case, dtype)
     norm = replace(norm, act=5)

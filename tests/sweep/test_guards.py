@@ -131,7 +131,9 @@ CHANGES: dict[str, Callable[[Adjustable], object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if i % 2 else ()) for i, n in enumerate(CHANGES)]
+)
 def test_a_change_is_seen(name: str):
     critic = Adjustable()
     agree(critic)

@@ -59,7 +59,9 @@ def whole(*shape: int, seed: int) -> Tensor:
     return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).to(F64)
 
 
-@pytest.mark.parametrize("name", KINKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if i % 2 else ()) for i, n in enumerate(KINKS)]
+)
 def test_kinks_follow_autograd(name: str):
     make, kinks = KINKS[name]
     real, fake = whole(4, 2, 6, 6, seed=1), whole(4, 2, 6, 6, seed=2)

@@ -119,7 +119,9 @@ def test_refused_by_name_and_place(name: str):
             assert torch.equal(buffer, buffers[each]), each
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if i % 3 else ()) for i, n in enumerate(REFUSED)]
+)
 def test_auto_says_once_that_it_uses_autograd(name: str):
     critic, twin = (spread(Deep(REFUSED[name][0]())) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
@@ -314,7 +316,7 @@ class Coupling(nn.Module):
         return self.body(x)
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.long)], ids=["early", "late"])
 @pytest.mark.parametrize("name", COUPLED)
 def test_samples_that_see_each_other_are_exact_or_refused(name: str, last: bool):
     """4 samples, 4 channels: nothing may be read off sizes. Real and fake are two batches, also where N differs."""

@@ -17,6 +17,7 @@ depend on the number of threads but for what the products of matrices make of it
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -206,10 +207,22 @@ def _chunks(fold: _Fold, rows: Tensor, matrix: Tensor) -> Iterator[tuple[slice, 
     pixels = len(rows) // fold.samples
     chunk = min(max(WEIGHTS_PER_CHUNK * matrix.nbytes, LEAST_CHUNK), LARGEST_CHUNK)
     size = min(max(chunk // (pixels * matrix.shape[1] * rows.itemsize), 1), fold.samples)
-    memory = rows.new_empty(size * pixels, matrix.shape[1])
+    memory = _scratch(size * pixels * matrix.shape[1], rows.dtype).view(size * pixels, -1)
     for begin in range(0, fold.samples, size):
         end = min(begin + size, fold.samples)
         yield slice(begin, end), slice(begin * pixels, end * pixels), memory[: (end - begin) * pixels]
+
+
+_KEPT = threading.local()
+
+
+def _scratch(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory for `count` numbers, kept per thread: fresh pages cost more than what is done in them."""
+    kept: Tensor | None = getattr(_KEPT, str(dtype), None)
+    if kept is None or len(kept) < count:
+        kept = torch.empty(count, dtype=dtype)
+        setattr(_KEPT, str(dtype), kept)
+    return kept[:count]
 
 
 Sizes = tuple[tuple[int, ...], ...]  # as in csrc/bind.cpp: small, large, kernel, stride, padding, dilation

@@ -1,0 +1,94 @@
+"""Paired translation and super-resolution as they are usually arranged in plain PyTorch, written from the papers.
+
+Layers of PyTorch's own, one generator pass per step whose detached result the critic sees first, binary cross-entropy,
+two torch.optim.Adam.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
+
+from fastgan.models.srresnet import reduced
+
+
+def unfused(module: nn.Module) -> nn.Module:
+    """A copy that computes layer by layer, as PyTorch does."""
+    made = copy.deepcopy(module)
+    for part in made.modules():
+        original = getattr(type(part), "_fastgan_original", None)
+        if original is not None:
+            part.__class__ = original
+    return made
+
+
+def _against(logits: Tensor, wanted: float) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
+
+
+@dataclass
+class PlainTranslation:
+    """pix2pix (Isola et al. 2017). share: of the critic's loss, which the paper halves"""
+
+    generator: nn.Module
+    critic: nn.Module
+    lr: float
+    share: float = 0.5
+    adams: list[torch.optim.Adam] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adams = [
+            torch.optim.Adam(m.parameters(), lr=self.lr, betas=(0.5, 0.999)) for m in (self.generator, self.critic)
+        ]
+
+    def __call__(self, source: Tensor, target: Tensor) -> None:
+        of_generator, of_critic = self.adams
+        fake = self.generator(source)
+        self.critic.requires_grad_(True)
+        of_critic.zero_grad()
+        loss = _against(self.critic(fake.detach(), source), 0.0) + _against(self.critic(target, source), 1.0)
+        (loss * self.share).backward()
+        of_critic.step()
+        self.critic.requires_grad_(False)
+        of_generator.zero_grad()
+        (_against(self.critic(fake, source), 1.0) + 100 * l1_loss(fake, target)).backward()
+        of_generator.step()
+
+
+@dataclass
+class PlainSuperResolution:
+    """SRGAN (Ledig et al. 2017) without the VGG19 term. adversarial, lr: of the progress of the run, from 0 to 1"""
+
+    generator: nn.Module
+    critic: nn.Module
+    scale: int
+    lr: Callable[[float], float]
+    adversarial: Callable[[float], float]
+    pixel: Callable[[Tensor, Tensor], Tensor]
+    steps: int
+    done: int = 0
+    adams: list[torch.optim.Adam] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adams = [torch.optim.Adam(m.parameters(), betas=(0.9, 0.999)) for m in (self.generator, self.critic)]
+
+    def __call__(self, images: Tensor) -> None:
+        progress = self.done / self.steps
+        self.done += 1
+        for adam in self.adams:
+            adam.param_groups[0]["lr"] = self.lr(progress)
+        of_generator, of_critic = self.adams
+        fake = self.generator(reduced(images, self.scale, "bicubic"))
+        self.critic.requires_grad_(True)
+        of_critic.zero_grad()
+        (_against(self.critic(fake.detach()), 0.0) + _against(self.critic(images), 1.0)).backward()
+        of_critic.step()
+        self.critic.requires_grad_(False)
+        of_generator.zero_grad()
+        (self.pixel(fake, images) + self.adversarial(progress) * _against(self.critic(fake), 1.0)).backward()
+        of_generator.step()
