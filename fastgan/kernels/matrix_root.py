@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, suggest
+from fastgan.kernels.arrays import tensor_of
 from fastgan.kernels.symmetric_eigenvalues import symmetric_eigenvalues
 from fastgan.kernels.symmetric_product import symmetric_product
 
@@ -265,10 +266,10 @@ def by_polar_factor(product: Tensor) -> NuclearNorm:
 
 def covariance(name: str, value: Any) -> Tensor:
     """`value` [..., d, d] as an fp64 tensor that is exactly symmetric; refuses what cannot be a covariance."""
-    given = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))  # a list in fp64
+    given = tensor_of(name, value)
     if given.is_complex() or given.dim() < 2 or given.shape[-1] != given.shape[-2] or not given.shape[-1]:
         raise FastganError(f"{name}: expected real square matrices [..., d, d], got {given.dtype} {list(given.shape)}")
-    matrix = given.detach().double()
+    matrix = given.double()
     zero = matrix.new_zeros(())
     lowest = matrix.diagonal(dim1=-2, dim2=-1).amin() if matrix.numel() else zero
     largest = torch.maximum(*(v.abs() for v in torch.aminmax(matrix))) if matrix.numel() else zero

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.metrics.checks import at_least_one, both, seed_of, source_name
+from fastgan.metrics.checks import at_least_one, both, few, seed_of, source_name
 from fastgan.metrics.result import Result
 
 ROWS, COLUMNS = 1024, 2048  # kernel values at a time: 8 MB
@@ -65,6 +65,7 @@ def kid(
     warnings = []
     if size < subset_size:
         warnings.append(f"subsets of {size:,} instead of {subset_size:,} samples: there are no more")
+    warnings += few(len(x), len(y), 10_000, "subsets share many samples, so that `std` is too small")
     protocol = KidProtocol(
         source_name(features),
         x.shape[1],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastgan.dist import Ranks
 from fastgan.errors import FastganError
+from fastgan.kernels.arrays import tensor_of
 from fastgan.kernels.matrix_root import Factor, covariance, factor, nuclear_norm, product_norm, root_norm
 from fastgan.metrics.frechet import distance_from, mean_of
 
@@ -46,7 +47,7 @@ class FeatureStatistics:
 
     def update(self, features: Any) -> FeatureStatistics:
         """features: [n, d], a NumPy array or a torch tensor; the statistics stay on its device."""
-        batch = torch.as_tensor(features).detach()
+        batch = tensor_of("features", features)
         if batch.dim() != 2 or not batch.shape[1] or batch.is_complex():
             raise FastganError(f"features: expected real [n, d], got {batch.dtype} {list(batch.shape)}")
         self._fits(batch.shape[1], "features")
@@ -307,7 +308,7 @@ def read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise FastganError(f"cannot read {path}: {error.strerror or error}; expected an .npz of statistics") from None
     except FastganError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile):
         raise FastganError(
-            f"{path}: not a file of statistics ({' '.join(str(error).split())}); expected .npz"
+            f"{path}: not a file of statistics, or a damaged one; expected an .npz with the arrays mu and sigma"
         ) from None
