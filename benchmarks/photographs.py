@@ -29,9 +29,9 @@ from fastgan.run.images import grid, save_png
 CONTESTS: dict[str, tuple[float, Callable[[float], Contest]]] = {  # name -> thousand images, how it is made
     "conditional": (20.0, photo_contests.conditional),
     "pix2pix-noise": (2.0, lambda kimg: photo_contests.translation("noise", kimg)),
-    "pix2pix-gray": (3.0, lambda kimg: photo_contests.translation("gray", kimg)),
+    "pix2pix-gray": (2.0, lambda kimg: photo_contests.translation("gray", kimg)),
     "super-resolution": (4.0, photo_contests.super_resolution),
-    "stylegan2": (6.0, photo_contests.stylegan2),
+    "stylegan2": (12.0, photo_contests.stylegan2),
 }
 CHUNK = 256  # images that a side trains on before the next one's turn
 RESULTS = Path(__file__).parent / "results"
