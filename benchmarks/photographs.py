@@ -32,7 +32,7 @@ CONTESTS: dict[str, tuple[float, Callable[[float], Contest]]] = {  # name -> tho
     "pix2pix-noise": (2.0, lambda kimg: photo_contests.translation("noise", kimg)),
     "pix2pix-gray": (2.0, lambda kimg: photo_contests.translation("gray", kimg)),
     "super-resolution": (4.0, photo_contests.super_resolution),
-    "stylegan2": (12.0, photo_contests.stylegan2),
+    "stylegan2": (6.5, photo_contests.stylegan2),
 }
 CHUNK = 256  # images that a side trains on before the next one's turn
 RESULTS = Path(__file__).parent / "results"
