@@ -130,7 +130,7 @@ def test_step(preset, ratio, device, processes, compile_limit):
     names = [OURS, *TIDY, *([TUTORIAL] if plain else []), *([PUBLIC] if preset.startswith("r3gan") else [])]
     candidates = {name: steps.timed(name, config, device) for name in names}
     notes = {}
-    arrangements = baselines.ARRANGEMENTS
+    arrangements = baselines.arrangements_of(config.system)
     compiled, step = compiled_candidate(preset, config.batch, device, arrangements, compile_limit, processes)
     if isinstance(step, str):
         notes[f"{preset}, {compiled}"] = step

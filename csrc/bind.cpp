@@ -433,7 +433,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "symmetric_eigenvalues_cpu",
       [](Address a, Address values, int64_t n, int64_t stride, int threads) {
-        const SymmetricEigenvalues of = {at<double>(a), n, stride, at<double>(values)};
+        const SymmetricEigenvalues of = {at<const double>(a), n, stride, at<double>(values)};
         return fastgan_symmetric_eigenvalues_cpu(&of, threads);
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("a"), py::arg("values"), py::arg("n"), py::arg("stride"),
