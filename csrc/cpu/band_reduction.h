@@ -118,7 +118,10 @@ FASTGAN_HD void multiply(const Panel& panel, int thread, int threads) {
   double* y = panel.y + thread * panel.room * kBand;
   memset(y, 0, panel.room * kBand * sizeof(double));
   double whole[kBlock * kBlock];
-  for (int64_t i = thread * kBlock; i < m; i += threads * kBlock) {
+  for (int64_t block = 0; block * kBlock < m; ++block) {
+    const int64_t turn = block % (2 * threads);  // 0 1 1 0 0 1 1 0: later blocks are longer
+    if (std::min(turn, 2 * threads - 1 - turn) != thread) continue;
+    const int64_t i = block * kBlock;
     const int64_t rows = std::min<int64_t>(kBlock, m - i);
     for (int64_t j = 0; j < i; j += kBlock)
       for (int s = 0; s < kBand / kStrip; ++s) {
@@ -161,7 +164,7 @@ FASTGAN_HD void middle(const Panel& panel, const double* t, int threads) {
 // W = Y T - V M / 2 for some rows, and both factors of the update as it reads them
 template <typename V>
 FASTGAN_HD void finish(const Panel& panel, int thread, int threads) {
-  const int64_t strips = panel.room / kStrip, from = strips * thread / threads * kStrip;
+  const int64_t strips = (panel.m + kStrip - 1) / kStrip, from = strips * thread / threads * kStrip;
   const int64_t end = std::min(panel.m, strips * (thread + 1) / threads * kStrip);
   for (int64_t i = from; i < end; i += kBlock) {
     const int64_t rows = std::min<int64_t>(kBlock, end - i);
@@ -181,20 +184,17 @@ FASTGAN_HD void finish(const Panel& panel, int thread, int threads) {
   }
 }
 
-// A -= V W^T + W V^T in the lower triangle (and up to the end of a strip beyond it), the thread's blocks of rows
+// A -= V W^T + W V^T in the lower triangle (and up to the end of a strip beyond it), in some rows and columns
 template <typename V>
-FASTGAN_HD void update(const Panel& panel, int thread, int threads) {
-  for (int64_t i = thread * kBlock; i < panel.m; i += threads * kBlock) {
-    const int64_t rows = std::min<int64_t>(kBlock, panel.m - i);
-    for (int64_t columns = 0; columns < i + rows; columns += kColumns)
-      for (int64_t r = 0; r < rows; r += kRows) {
-        const int64_t here = std::min<int64_t>(kRows, rows - r);
-        const int64_t end = std::min(columns + kColumns, i + r + here);
-        for (int64_t j = columns; j < end; j += kStrip)
-          tiles<V, true>(here, 2 * kBand, panel.left + (i + r) * 2 * kBand, 2 * kBand, 1,
-                         panel.right + j * 2 * kBand, panel.row(i + r) + j, panel.stride, -1);
-      }
-  }
+FASTGAN_HD void update(const Panel& panel, int64_t i, int64_t rows, int64_t from, int64_t to) {
+  for (int64_t columns = from; columns < std::min(to, i + rows); columns += kColumns)
+    for (int64_t r = 0; r < rows; r += kRows) {
+      const int64_t here = std::min<int64_t>(kRows, rows - r);
+      const int64_t end = std::min({columns + kColumns, to, i + r + here});
+      for (int64_t j = columns; j < end; j += kStrip)
+        tiles<V, true>(here, 2 * kBand, panel.left + (i + r) * 2 * kBand, 2 * kBand, 1, panel.right + j * 2 * kBand,
+                       panel.row(i + r) + j, panel.stride, -1);
+    }
 }
 
 }  // namespace

@@ -4,9 +4,11 @@
 // down, of which the next reflector clears the first column, and so on to the end: each sweep leaves the rest banded.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 
 #include "band_reduction.h"
+#include "waiting.h"
 
 namespace fastgan {
 namespace {
@@ -110,20 +112,65 @@ FASTGAN_HD void next_block(double* band, int64_t r, int64_t length, double* v, d
   }
 }
 
-// band: [n + kBand][kBandRows], zero where the matrix ends. Its first two rows become the tridiagonal matrix.
-template <typename V>
-FASTGAN_HD void chase(double* band, int64_t n) {
+// One sweep on its way down: the reflector that it applies next, to rows r to r + length - 1
+struct Sweep {
   double v[kBand];
-  for (int64_t s = 0; s + 2 < n; ++s) {
-    int64_t r = s + 1, length = std::min<int64_t>(kBand, n - r);
-    double tau = reflector(element(band, r, s), length, v);
-    while (true) {
-      both_sides<V>(band, r, length, v, tau);
-      const int64_t below = std::min<int64_t>(kBand, n - r - length);
-      if (below <= 0) break;
-      next_block<V>(band, r, below, v, tau);
-      r += kBand, length = below;
+  double tau;
+  int64_t r, length;
+  bool going;
+
+  FASTGAN_HD void start(double* band, int64_t n, int64_t s) {
+    r = s + 1, length = std::min<int64_t>(kBand, n - r), going = true;
+    tau = reflector(element(band, r, s), length, v);
+  }
+
+  // Changes kBand columns from r on, and no others
+  template <typename V>
+  FASTGAN_HD void step(double* band, int64_t n) {
+    both_sides<V>(band, r, length, v, tau);
+    const int64_t below = std::min<int64_t>(kBand, n - r - length);
+    if (below > 0) next_block<V>(band, r, below, v, tau);
+    going = below > 0, r += kBand, length = below;
+  }
+};
+
+constexpr int kGroup = 3;     // sweeps that a thread takes down together, each two steps behind the one before
+constexpr int kChasers = 16;  // threads at most
+
+// How far each thread is: a number that only grows, in steps of its group, groups being `span` apart
+struct Positions {
+  struct alignas(64) Place {
+    std::atomic<int64_t> at{0};
+  };
+  Place of[kChasers];
+
+  void await(int64_t thread, int64_t at) const {
+    fastgan::await([&] { return of[thread].at.load(std::memory_order_acquire) >= at; });
+  }
+  void reach(int64_t thread, int64_t at) { of[thread].at.store(at, std::memory_order_release); }
+};
+
+// band: [n + kBand][kBandRows], zero where the matrix ends. Its first two rows become the tridiagonal matrix.
+// Groups of sweeps go to the threads in turn. A group follows the one before at a distance of one step more than its
+// sweeps keep, so that no two change the same columns: the result is that of one sweep after the other, bit for bit.
+template <typename V>
+FASTGAN_HD void chase(double* band, int64_t n, Positions& positions, int thread, int threads) {
+  Sweep sweeps[kGroup];
+  const int64_t span = n / kBand + 4 * kGroup + 4;
+  for (int64_t group = thread; group * kGroup + 2 < n; group += threads) {
+    const int64_t first = group * kGroup, count = std::min<int64_t>(kGroup, n - 2 - first);
+    bool going = true;
+    for (int64_t time = 0; going; ++time) {
+      if (group > 0) positions.await((group - 1) % threads, (group - 1) * span + time + 2 * kGroup);
+      going = false;
+      for (int64_t i = 0; i < count; ++i) {
+        if (time == 2 * i) sweeps[i].start(band, n, first + i);
+        if (time >= 2 * i && sweeps[i].going) sweeps[i].template step<V>(band, n);
+        going |= time < 2 * i || sweeps[i].going;
+      }
+      positions.reach(thread, group * span + time + 1);
     }
+    positions.reach(thread, (group + 1) * span);
   }
 }
 

@@ -10,6 +10,8 @@
 namespace fastgan {
 namespace {
 
+constexpr double kProductsHold = 1e-60;  // above this a product of two, and of such products, does not underflow
+
 // d: [n] the diagonal, becomes the eigenvalues, ascending;  e: [n - 1] beside it. Returns whether all converged.
 inline bool tridiagonal_eigenvalues(double* d, double* e, int64_t n) {
   const double eps = std::numeric_limits<double>::epsilon() / 2;
@@ -52,10 +54,15 @@ inline bool tridiagonal_eigenvalues(double* d, double* e, int64_t n) {
       for (int64_t i = end - 1; i >= left; --i) {
         const double b = e[i], r = p + b, inverse = 1 / r, before = c, gamma_before = gamma, alpha = d[i];
         if (i != end - 1) e[i + 1] = s * r;
-        c = p * inverse, s = b * inverse;
-        gamma = c * (alpha - shift) - s * gamma_before;
+        const double scaled = p * (alpha - shift) - b * gamma_before;
+        gamma = scaled * inverse;
         d[i + 1] = gamma_before + (alpha - gamma);
-        p = c != 0 ? gamma * gamma / c : before * b;
+        c = p * inverse, s = b * inverse;
+        // gamma * gamma / c, so that the next step waits for one division and not for two in a row
+        if (p > kProductsHold)
+          p = scaled * scaled * (1 / (r * p));
+        else
+          p = c != 0 ? gamma * gamma / c : before * b;
       }
       e[left] = s * p, d[left] = shift + gamma;
     }

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, suggest
+from fastgan.kernels.arrays import tensor_of
 from fastgan.kernels.symmetric_eigenvalues import symmetric_eigenvalues
 from fastgan.kernels.symmetric_product import symmetric_product
 
@@ -33,7 +34,7 @@ Method = Literal["auto", "cholesky_eigh", "cholesky_svd", "polar"]
 METHODS: tuple[str, ...] = get_args(Method)
 EPS = torch.finfo(torch.float64).eps
 TOLERANCE = 1e-8  # relative error estimate beyond which "auto" takes the singular values instead
-PANEL = 256  # columns at a time of products that skip what triangles and symmetry make known
+PANEL = 128  # columns at a time of products that skip what triangles and symmetry make known
 SMALLEST = 1e-9  # singular values that Polar Express brings to 1, relative to the largest
 
 
@@ -104,8 +105,13 @@ def product_norm(first: Factor, second: Factor, method: Method = "auto", toleran
 
     tolerance: relative error estimate beyond which "auto" takes the singular values instead
     """
-    product = first.matrix.mT @ second.matrix
-    rank = torch.minimum(first.rank, second.rank)
+    return nuclear_norm(first.matrix.mT @ second.matrix, torch.minimum(first.rank, second.rank), method, tolerance)
+
+
+def nuclear_norm(
+    product: Tensor, rank: Tensor | None = None, method: Method = "auto", tolerance: float = TOLERANCE
+) -> NuclearNorm:
+    """product: [..., m, n], of rank at most `rank` [...]. Method and tolerance as in product_norm."""
     if method == "cholesky_svd":
         return by_singular_values(product)
     if method == "polar" or (method == "auto" and product.is_cuda):
@@ -260,10 +266,10 @@ def by_polar_factor(product: Tensor) -> NuclearNorm:
 
 def covariance(name: str, value: Any) -> Tensor:
     """`value` [..., d, d] as an fp64 tensor that is exactly symmetric; refuses what cannot be a covariance."""
-    given = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))  # a list in fp64
+    given = tensor_of(name, value)
     if given.is_complex() or given.dim() < 2 or given.shape[-1] != given.shape[-2] or not given.shape[-1]:
         raise FastganError(f"{name}: expected real square matrices [..., d, d], got {given.dtype} {list(given.shape)}")
-    matrix = given.detach().double()
+    matrix = given.double()
     zero = matrix.new_zeros(())
     lowest = matrix.diagonal(dim1=-2, dim2=-1).amin() if matrix.numel() else zero
     largest = torch.maximum(*(v.abs() for v in torch.aminmax(matrix))) if matrix.numel() else zero

@@ -10,22 +10,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.kernels.arrays import tensor_of
 
 STEPS = 60  # both iterations are quadratic after scaling: what has no root shows by not converging
 
 
-def sqrtm(a: Tensor) -> Tensor:
-    """a: [..., d, d], real, without eigenvalues on the closed negative real axis; symmetric ones may be singular.
+def sqrtm(a: Any) -> Any:
+    """a: [..., d, d], real, a tensor or a NumPy array, without eigenvalues on the closed negative real axis; symmetric
+    ones may be singular.
 
     Computed in fp64 and returned in the type of `a`. At singular `a` the root exists but not its gradient (inf or NaN).
     """
+    if isinstance(a, np.ndarray):
+        given = tensor_of("sqrtm", a)
+        return sqrtm(given if given.is_floating_point() or given.is_complex() else given.double()).numpy()
     if not isinstance(a, Tensor) or not a.is_floating_point() or a.dim() < 2 or a.shape[-1] != a.shape[-2]:
         got = f"{a.dtype} {list(a.shape)}" if isinstance(a, Tensor) else type(a).__name__
-        raise FastganError(f"sqrtm: expected a real tensor of square matrices [..., d, d], got {got}")
+        raise FastganError(f"sqrtm: expected a real tensor or array of square matrices [..., d, d], got {got}")
     if not bool(a.isfinite().all()):
         raise FastganError("sqrtm: expected finite values, got NaN or infinity")
     return root(a.double()).to(a.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,10 +10,17 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.metrics.sources import features_of
+from fastgan.metrics.statistics import FeatureStatistics
 
 
 def gather(name: str, source: Any, features: Any = None, *, batch_size: int = 64, least: int = 2) -> Tensor:
     """All features of a source, [n, d], finite, n >= least. They stay on the device and in the type that they have."""
+    if isinstance(source, FeatureStatistics) or (
+        isinstance(source, (str, os.PathLike)) and os.fspath(source).endswith(".npz")
+    ):
+        raise FastganError(
+            f"{name}: needs the samples, and statistics have their mean and covariance alone; give features or images"
+        )
     try:
         batches = list(features_of(source, features, batch_size=batch_size))
     except FastganError as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.kernels.arrays import tensor_of
 from fastgan.metrics.checks import at_least_one
 from fastgan.metrics.result import Result
 
@@ -77,14 +78,14 @@ def scores(name: str, source: Any, critic: Callable[[Any], Any] | None) -> Any:
     if critic is not None:
         batches = [source] if isinstance(source, (np.ndarray, Tensor)) else source
         with torch.no_grad():
-            parts = [critic(torch.as_tensor(b)) for batch in batches for b in pieces(batch)]
+            parts = [critic(tensor_of(name, b)) for batch in batches for b in pieces(batch)]
     elif isinstance(source, (np.ndarray, Tensor)):
         parts = [source]
     elif isinstance(source, Iterable) and not isinstance(source, str):
         parts = list(source)
     else:
         raise FastganError(f"{name}: expected logits [n], got {type(source).__name__}")
-    tensors = [torch.as_tensor(part).detach().double() for part in parts]
+    tensors = [tensor_of(name, part).double() for part in parts]
     if not all(part.dim() for part in tensors):
         raise FastganError(f"{name}: expected logits [n] for n samples, got single numbers")
     logits = torch.cat([part.reshape(len(part), -1).mean(1) if len(part) else part.flatten() for part in tensors])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.kernels.arrays import tensor_of
 from fastgan.kernels.matrix_root import Method, sqrtm_trace
 
 
@@ -22,15 +22,16 @@ def frechet_distance(mu1: Any, cov1: Any, mu2: Any, cov2: Any, method: Method = 
 
     Never negative: a difference that rounding brings below 0 is 0.
     """
-    cov1, cov2 = (cov if isinstance(cov, Tensor) else np.asarray(cov) for cov in (cov1, cov2))
+    kinds = [isinstance(v, Tensor) for v in (mu1, cov1, mu2, cov2)]
+    cov1, cov2 = tensor_of("cov1", cov1), tensor_of("cov2", cov2)
     first, second = mean_of("mu1", mu1, cov1), mean_of("mu2", mu2, cov2)
     root = sqrtm_trace(cov1, cov2, method)
     shift = (first - second).square().sum(-1)
-    traces = sum(torch.as_tensor(cov).double().diagonal(dim1=-2, dim2=-1).sum(-1) for cov in (cov1, cov2))
+    traces = sum(cov.double().diagonal(dim1=-2, dim2=-1).sum(-1) for cov in (cov1, cov2))
     distance = distance_from(shift, traces, root)
     if not distance.dim():
         return float(distance)
-    return distance if any(isinstance(v, Tensor) for v in (mu1, cov1, mu2, cov2)) else distance.numpy()
+    return distance if any(kinds) else distance.numpy()
 
 
 def distance_from(shift: Tensor, traces: Any, root: Any) -> Tensor:
@@ -40,7 +41,7 @@ def distance_from(shift: Tensor, traces: Any, root: Any) -> Tensor:
 
 
 def mean_of(name: str, mu: Any, cov: Any) -> Tensor:
-    given = mu if isinstance(mu, Tensor) else torch.as_tensor(np.asarray(mu))  # a list in fp64
+    given = tensor_of(name, mu)
     if given.is_complex() or not given.dim() or tuple(given.shape[-1:]) != tuple(cov.shape[-1:]):
         raise FastganError(
             f"{name}: expected a mean [..., d] that goes with its covariance {list(cov.shape)}, got {list(given.shape)}"
@@ -49,4 +50,4 @@ def mean_of(name: str, mu: Any, cov: Any) -> Tensor:
         raise FastganError(
             f"{name}: expected finite values, got NaN or infinity; check the features that it was made of"
         )
-    return given.detach().double()
+    return given.double()

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.metrics.checks import at_least_one, both, seed_of, source_name
+from fastgan.metrics.checks import at_least_one, both, few, seed_of, source_name
 from fastgan.metrics.result import Result
 
-STRIP = 1 << 24  # kernel values at a time
+ROWS, COLUMNS = 1024, 2048  # kernel values at a time: 8 MB
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def kid(
     warnings = []
     if size < subset_size:
         warnings.append(f"subsets of {size:,} instead of {subset_size:,} samples: there are no more")
+    warnings += few(len(x), len(y), 10_000, "subsets share many samples, so that `std` is too small")
     protocol = KidProtocol(
         source_name(features),
         x.shape[1],
@@ -106,13 +107,10 @@ def full_fp32() -> bool:
         return False
 
 
-def kernel(x: Tensor, y: Tensor, protocol: KidProtocol, shift: float) -> Tensor:
-    """[n, m] k(x_i, y_j) - shift."""
-    base = torch.addmm(x.new_tensor(protocol.coef0), x, y.mT, alpha=protocol.gamma)
-    out = base * base if protocol.degree > 1 else base
-    for _ in range(protocol.degree - 2):
-        out.mul_(base)
-    return out.sub_(shift)
+def kernel(x: Tensor, y: Tensor, protocol: KidProtocol, shift: float, out: Tensor | None = None) -> Tensor:
+    """[n, m] k(x_i, y_j) - shift, in `out` where that is given."""
+    base = torch.addmm(x.new_tensor(protocol.coef0), x, y.mT, alpha=protocol.gamma, out=out)
+    return base.pow_(protocol.degree).sub_(shift)
 
 
 def centre(x: Tensor, y: Tensor, protocol: KidProtocol) -> float:
@@ -156,15 +154,21 @@ def members(chosen: Tensor, x: Tensor) -> Tensor:
 
 
 def sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor, protocol: KidProtocol, shift: float) -> Tensor:
-    """[subsets] fp64: sum of kernel values over the pairs of each subset; within one set without the diagonal."""
+    """[subsets] fp64: sum of kernel values over the pairs of each subset; within one set without the diagonal.
+
+    Tile by tile, in memory that is used again: what is done with the values of one finds them in a cache.
+    """
     total = x.new_zeros(in_x.shape[1], dtype=torch.float64)
     same = x is y
-    rows = max(256, min(2048, STRIP // len(y)))
-    for start in range(0, len(x), rows):
-        part, first = slice(start, start + rows), start if same else 0
-        values = kernel(x[part], y[first:], protocol, shift)
-        if same:  # pairs within the strip come twice, those with later samples once: halve the first, double all
-            values.fill_diagonal_(0)
-            values[:, : len(x[part])] *= 0.5
-        total += ((values @ in_y[first:]).double() * in_x[part]).sum(0) * (2 if same else 1)
-    return total
+    tile = x.new_empty(ROWS * COLUMNS)
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, min(start + ROWS, len(x)))
+        for first in range(start if same else 0, len(y), COLUMNS):
+            columns = slice(first, min(first + COLUMNS, len(y)))
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            values = kernel(x[rows], y[columns], protocol, shift, tile[: shape[0] * shape[1]].view(shape))
+            if same and first == start:  # pairs within the rows come twice, those with later samples once
+                values.fill_diagonal_(0)
+                values[:, : shape[0]] *= 0.5
+            total += ((values @ in_y[columns]).double() * in_x[rows]).sum(0)
+    return total * 2 if same else total

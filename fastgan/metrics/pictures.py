@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.kernels.arrays import tensor_of
 
 
 def pictures(name: str, value: Any) -> Tensor:
     """As a tensor, checked: four dimensions, real, finite, not empty."""
     if not isinstance(value, (np.ndarray, Tensor)):
         raise FastganError(f"{name}: expected images [N, C, H, W], got {type(value).__name__}")
-    images = torch.as_tensor(value).detach()
+    images = tensor_of(name, value)
     if images.dim() != 4 or not images.numel() or images.is_complex():
         raise FastganError(f"{name}: expected images [N, C, H, W], got {images.dtype} {list(images.shape)}")
     if images.is_floating_point() and not bool(images.isfinite().all()):
@@ -25,7 +26,8 @@ def pictures(name: str, value: Any) -> Tensor:
 
 def matching(first: Any, second: Any) -> tuple[Tensor, Tensor]:
     """fake and real images that correspond, of one shape and kind of pixels."""
-    fake, real = pictures("fake", first), pictures("real", second).to(torch.as_tensor(first).device)
+    fake, real = pictures("fake", first), pictures("real", second)
+    real = real.to(fake.device)
     if fake.shape != real.shape:
         raise FastganError(
             f"fake {list(fake.shape)} and real {list(real.shape)} must have the same shape: they are compared in pairs"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.kernels.arrays import tensor_of
 from fastgan.metrics.pictures import matching
 from fastgan.metrics.result import Result, Values
 
@@ -57,11 +58,11 @@ def pixel_accuracy(
 
 
 def labels(name: str, value: Any) -> Tensor:
-    given = torch.as_tensor(value) if isinstance(value, (np.ndarray, Tensor)) else None
+    given = tensor_of(name, value) if isinstance(value, (np.ndarray, Tensor)) else None
     if given is None or given.is_floating_point() or given.is_complex() or given.dim() not in (2, 3) or not len(given):
         what = type(value).__name__ if given is None else f"{given.dtype} {list(given.shape)}"
         raise FastganError(f"{name}: expected label maps [N, H, W] of integers, got {what}; for images give tolerance")
-    return given.detach().cpu().long()
+    return given.cpu().long()
 
 
 def confusion(fake: Tensor, real: Tensor, classes: int) -> Tensor:

@@ -25,6 +25,7 @@ from fastgan.data.native import open_native
 from fastgan.data.pack_format import is_pack, read_index
 from fastgan.errors import FastganError
 from fastgan.features import open_extractor
+from fastgan.kernels.arrays import tensor_of
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ def eight_bits(batch: Any) -> Tensor:
     """uint8 [N, C, H, W] of uint8 or float images. FastganError for another type or shape, and for values off."""
     if not isinstance(batch, (np.ndarray, Tensor)):
         raise FastganError(f"images: expected an array or a tensor [N, C, H, W], got {type(batch).__name__}")
-    given = torch.as_tensor(batch).detach()
+    given = tensor_of("images", batch)
     if given.dtype == torch.uint8 and given.dim() == 4 and given.shape[1] not in (1, 3) and given.shape[3] in (1, 3):
         given = given.permute(0, 3, 1, 2)
     if given.dim() != 4 or given.shape[1] not in (1, 3) or not given[:1].numel():
@@ -173,7 +174,7 @@ def matrix(value: Any) -> Tensor:
     """value: [n, d], real. Its dtype where that is floating, else fp64."""
     if not isinstance(value, (np.ndarray, Tensor)):
         raise FastganError(f"features: expected an array or a tensor [n, d], got {type(value).__name__}")
-    given = torch.as_tensor(value).detach()
+    given = tensor_of("features", value)
     if given.dim() != 2 or not given.shape[1] or given.is_complex():
         raise FastganError(f"features: expected real [n, d], got {given.dtype} {list(given.shape)}")
     return given if given.is_floating_point() else given.double()

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from fastgan.dist import Ranks
 from fastgan.errors import FastganError
-from fastgan.kernels.matrix_root import Factor, covariance, factor, product_norm, root_norm
+from fastgan.kernels.arrays import tensor_of
+from fastgan.kernels.matrix_root import Factor, covariance, factor, nuclear_norm, product_norm, root_norm
 from fastgan.metrics.frechet import distance_from, mean_of
 
 MANY = 256  # samples from which on roots of eigenvalues, three times as fast, may stand for singular values
+COLUMNS = 256  # features that are centred and multiplied at once
 CLOSE = 1e-10  # their relative error estimate up to which they do; what it estimates is mostly far smaller
 
 
@@ -45,7 +47,7 @@ class FeatureStatistics:
 
     def update(self, features: Any) -> FeatureStatistics:
         """features: [n, d], a NumPy array or a torch tensor; the statistics stay on its device."""
-        batch = torch.as_tensor(features).detach()
+        batch = tensor_of("features", features)
         if batch.dim() != 2 or not batch.shape[1] or batch.is_complex():
             raise FastganError(f"features: expected real [n, d], got {batch.dtype} {list(batch.shape)}")
         self._fits(batch.shape[1], "features")
@@ -61,7 +63,10 @@ class FeatureStatistics:
         if self._kept is None:
             self._add(self.count - len(batch), len(batch), *moments(batch.double()))
         else:
-            self._kept.append(batch.to(torch.float64, copy=True))  # the caller may fill the same memory again
+            short = batch.dtype in (torch.float32, torch.float16, torch.bfloat16)  # exact, in less memory
+            self._kept.append(
+                batch.to(torch.float32 if short else torch.float64, copy=True)
+            )  # theirs may be filled again
             if self.count > batch.shape[1]:
                 self._fold()
         return self
@@ -104,7 +109,7 @@ class FeatureStatistics:
         device = self._mean.device if self._kept is None else (self._kept[0].device if self._kept else None)
         total = int(ranks.sum_(torch.tensor(self.count)))
         if total <= size:
-            mine = self._all().cpu() if self.count else torch.zeros(0, size, dtype=torch.float64)
+            mine = self._all().double().cpu() if self.count else torch.zeros(0, size, dtype=torch.float64)
             self._kept = [torch.cat(ranks.gather(mine)).to(device)] if total else []
         else:
             self._fold()
@@ -120,12 +125,12 @@ class FeatureStatistics:
     def mean(self) -> Tensor:
         """[d]"""
         self._enough(1)
-        return self._mean if self._kept is None else self._all().mean(0)
+        return self._mean if self._kept is None else self._all().mean(0, dtype=torch.float64)
 
     def cov(self) -> Tensor:
         """[d, d], ddof = 1"""
         self._enough(2)
-        scatter = self._scatter if self._kept is None else moments(self._all())[1]
+        scatter = self._scatter if self._kept is None else moments(self._all().double())[1]
         return scatter if self.count is None else scatter / (self.count - 1)
 
     def frechet_distance(self, other: FeatureStatistics) -> float:
@@ -134,6 +139,13 @@ class FeatureStatistics:
         other._enough(2)
         self._fits(other.size, "other statistics")
         self._same_network(other)
+        if self._kept is not None and other._kept is not None:
+            x = self._all()
+            shift, traces, product = centred_product(x, other._all().to(x.device))
+            rank = torch.tensor(min(*product.shape, self.size + 1) - 1, device=x.device)
+            few = min(product.shape) < MANY
+            root = nuclear_norm(product, rank, "cholesky_svd" if few else "auto", CLOSE).value
+            return float(distance_from(shift, traces, root))
         first = self._factor("the first covariance")
         device = first.matrix.device
         if self._kept is None and other._kept is None:
@@ -203,13 +215,13 @@ class FeatureStatistics:
     def _new_factor(self, name: str) -> Factor:
         if self._kept is None or self.count is None:
             return factor(self.cov(), name)
-        features = self._all()
+        features = self._all().double()
         columns = (features - features.mean(0)).div_((self.count - 1) ** 0.5).mT
         rank = min(self.count - 1, self.size)  # one less than there are: they are centred
         return Factor(columns, torch.tensor(rank, device=columns.device))
 
     def _all(self) -> Tensor:
-        """The kept features, [n, d]."""
+        """The kept features, [n, d], in fp64, or in fp32 where all came in that or less."""
         assert self._kept is not None
         if len(self._kept) > 1:
             self._kept = [torch.cat(self._kept)]
@@ -225,7 +237,7 @@ class FeatureStatistics:
     def _fold(self) -> None:
         """From the features to their moments."""
         if self._kept:
-            self._mean, self._scatter = moments(self._all())
+            self._mean, self._scatter = moments(self._all().double())
         self._kept = None
 
     def _add(self, before: int, count: int, mean: Tensor, scatter: Tensor) -> None:
@@ -262,6 +274,30 @@ def moments(batch: Tensor) -> tuple[Tensor, Tensor]:
     return mean, centred.mT @ centred
 
 
+def centred_product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x: [n, d], y: [m, d], n and m of 2 or more. |difference of the means|², sum of the variances, and [n, m] the
+    products of the centred samples over the roots of n - 1 and m - 1, all in fp64. The trace of the root of the product
+    of the covariances is the sum of its singular values.
+
+    Some features at a time, so that what is centred is still in a cache when it is multiplied.
+    """
+    sizes, columns = (len(x), len(y)), x.shape[1] if x.is_cuda else COLUMNS
+    out = torch.zeros(sizes, dtype=torch.float64, device=x.device)
+    shift, traces = out.new_zeros(()), out.new_zeros(())
+    rooms = [out.new_empty(size * columns) for size in sizes]
+    for parts in zip(torch.split(x, columns, 1), torch.split(y, columns, 1), strict=True):
+        first, second = (
+            room[: part.numel()].view(part.shape).copy_(part) for room, part in zip(rooms, parts, strict=True)
+        )
+        means = first.mean(0), second.mean(0)
+        for part, mean in zip((first, second), means, strict=True):
+            part.sub_(mean)
+            traces += torch.linalg.vector_norm(part).square() / (len(part) - 1)
+        shift += (means[0] - means[1]).square().sum()
+        out.addmm_(first, second.mT)
+    return shift, traces, out.div_(((sizes[0] - 1) * (sizes[1] - 1)) ** 0.5)
+
+
 def read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -272,7 +308,7 @@ def read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise FastganError(f"cannot read {path}: {error.strerror or error}; expected an .npz of statistics") from None
     except FastganError:
         raise
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile):
         raise FastganError(
-            f"{path}: not a file of statistics ({' '.join(str(error).split())}); expected .npz"
+            f"{path}: not a file of statistics, or a damaged one; expected an .npz with the arrays mu and sigma"
         ) from None

@@ -224,6 +224,7 @@ def test_sqrtm_against_scipy(d: int, symmetric: bool) -> None:
     m = np.stack([x @ x.T for x in m]) if symmetric else m
     m = (m + m.transpose(0, 2, 1)) / 2 if symmetric else m
     got = sqrtm(torch.from_numpy(m)).numpy()
+    np.testing.assert_array_equal(sqrtm(m), got)
     for x, y in zip(got, m, strict=True):
         np.testing.assert_allclose(x, scipy.linalg.sqrtm(y), rtol=1e-10, atol=1e-12)
 

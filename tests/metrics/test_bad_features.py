@@ -35,6 +35,7 @@ WITH_NAN = np.where(np.arange(30)[:, None] == 3, np.nan, GOOD)
         (GOOD[:, :0], GOOD, r"\[30, 0\]"),
         (3.0, GOOD, "real: .*float"),
         (GOOD, ["a"], "str"),
+        (GOOD.astype(object), GOOD, "real: .*numbers, got object"),
     ],
 )
 def test_paired(name: str, real: Any, fake: Any, message: str) -> None:
@@ -67,3 +68,39 @@ def test_options(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(FastganError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(PAIRED) - {"fid", "fid_infinity"}))
+def test_statistics_where_samples_are_needed(name: str) -> None:
+    for source in (metrics.FeatureStatistics().update(GOOD), "stats.npz"):
+        with pytest.raises(FastganError, match=r"real: needs the samples"):
+            PAIRED[name](source, GOOD)
+
+
+def unusual() -> dict[str, Any]:
+    """Arrays of the same numbers as GOOD that torch.as_tensor refuses, or warns of."""
+    locked = GOOD.copy()
+    locked.setflags(write=False)
+    return {
+        "backwards": GOOD[::-1].copy()[::-1],
+        "big-endian": GOOD.astype(">f8"),
+        "read-only": locked,
+        "by columns": np.asfortranarray(GOOD),
+    }
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", unusual())
+def test_any_array_of_numbers(kind: str) -> None:
+    given, other = unusual()[kind], GOOD**2
+    assert metrics.fid(given, other).value == pytest.approx(metrics.fid(GOOD, other).value, rel=1e-12)
+    assert metrics.kid(given, [other]).value == pytest.approx(metrics.kid(GOOD, other).value, rel=1e-12)
+    assert metrics.precision_recall([given], other).values == metrics.precision_recall(GOOD, other).values
+    square = given[:4]
+    cov = GOOD[:4].T @ GOOD[:4]
+    assert metrics.sqrtm_trace(square.T @ square, np.eye(4)) == pytest.approx(np.sqrt(np.linalg.eigvalsh(cov)).sum())
+    assert metrics.critic_calibration(given[:, 0], other[:, 0]).value == (
+        metrics.critic_calibration(GOOD[:, 0], other[:, 0]).value
+    )
+    images = given.astype(given.dtype).reshape(1, 1, 10, 12) / 10
+    assert metrics.psnr(images, images + 0.1).value == pytest.approx(20 * np.log10(2 / 0.1))

@@ -65,6 +65,22 @@ def test_few_samples_are_exact(n1: int, n2: int) -> None:
     assert frechet_distance(*moments(x), *moments(y)) == pytest.approx(exact(x, y), rel=1e-8)
 
 
+@pytest.mark.parametrize("types", [("float32", "float32"), ("float32", "float64"), ("float16", "float32")])
+@pytest.mark.parametrize("n", [20, 300])
+def test_short_types_are_kept_as_they_are_and_used_in_fp64(n: int, types: tuple[str, str], tmp_path: Path) -> None:
+    d = 600  # more than are centred at once
+    parts = [features(n, d, 30, 3.0).astype(kind) for kind in types]
+    x, y = np.concatenate(parts).astype("float64"), features(2 * n, d, 31, 3.0)
+    got = of(*parts)
+    want = exact(x, y)
+    assert got.frechet_distance(of(y)) == pytest.approx(want, rel=1e-11)
+    np.testing.assert_allclose(got.mean().numpy(), x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(got.cov().numpy(), np.cov(x, rowvar=False), rtol=1e-11, atol=1e-13)
+    got.save(tmp_path / "a.npz")
+    assert FeatureStatistics.load(tmp_path / "a.npz").frechet_distance(of(y)) == pytest.approx(want, rel=1e-11)
+    assert FeatureStatistics().merge(got).update(y).cov().dtype == torch.float64
+
+
 def test_few_samples_by_eigenvalues_are_exact_or_go_by_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastgan.kernels import matrix_root
 
