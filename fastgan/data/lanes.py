@@ -7,6 +7,9 @@ training loop needs. Everything else is one thread of Python. The batches are th
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 import queue
 import sys
 import threading
@@ -32,6 +35,7 @@ from fastgan.kernels.ingest import TYPES, ingest_into
 PREFETCH = 3  # batches that are ready or being made
 AHEAD, AHEAD_BYTES = 6, 128 << 20  # the same of native threads, where that takes no more memory
 KEPT = 2 * AHEAD + 4  # buffers that are used again, of both sets
+HUGE = 2 << 20  # bytes of a large page
 SHARE_BYTES = 1 << 20  # of a batch that are worth a second thread
 
 
@@ -73,9 +77,21 @@ class Memory:
                 return torch.from_numpy(array).view(dtype).view(shape)
         if len(self._arrays) >= KEPT:
             return torch.empty(shape, dtype=dtype)
-        array = torch.empty(shape, dtype=dtype).view(-1).view(torch.uint8).numpy()
+        array = large_pages(math.prod(shape) * dtype.itemsize)
         self._arrays.append((array, shape, dtype))
         return torch.from_numpy(array).view(dtype).view(shape)
+
+
+def large_pages(size: int) -> NDArray[np.uint8]:
+    """[size] in memory of large pages where the system has them: small ones have to be looked up again and again."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or size < HUGE:
+        return np.empty(size, np.uint8)
+    room = mmap.mmap(-1, (size // HUGE + 2) * HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(room, np.uint8)
+    start = -address(whole) % HUGE
+    return whole[start : start + size]
 
 
 @dataclass(frozen=True)
