@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "runs of the same commit on the same machine",
     )
     group.addoption("--compile-limit", type=float, default=600.0, help="seconds that torch.compile has for a loop")
+    group.addoption(
+        "--memory-runs", type=int, default=3, help="processes that measure a CPU's peak memory, the median counts"
+    )
     group.addoption("--images", type=int, default=None, help="images that bench_eval scores")
     group.addoption("--results", default=str(RESULTS), help="folder of the results; default: benchmarks/results")
 

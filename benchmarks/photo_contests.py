@@ -41,8 +41,9 @@ class Contest:
     train:     the images
     sides:     name -> what trains on a batch; ours first
     scores:    of a side, after training: name -> number
-    picture:   of a side: what a person should see, [N, 3, 64, W]
+    pictures:  of a side: what it makes for a person to see, [N, 3, 64, 64]
     reference: scores of something that needs no training, by name
+    around:    what to show before and after what the sides make, such as the source and the target
     mirror:    half of the images are mirrored; not where samples are compared with patches as they are
     """
 
@@ -51,8 +52,9 @@ class Contest:
     train: ImageSet
     sides: dict[str, Callable[[Batch], object]]
     scores: Callable[[str], dict[str, float]]
-    picture: Callable[[str], Tensor]
+    pictures: Callable[[str], Tensor]
     reference: dict[str, dict[str, float]]
+    around: tuple[Tensor, Tensor] | None = None
     mirror: bool = True
 
 
@@ -139,20 +141,22 @@ def translation(source: str, kimg: float, level: float = 0.3) -> Contest:
     generators["plain loop"] = of(system_of_plain, {"generator": plain.generator})
     sources, target = system.sources(shown, draw), shown.images
 
-    def picture(name: str) -> Tensor:
-        some = torch.arange(0, len(target), max(1, len(target) // 24))[:24]
-        parts = [sources[some].expand(-1, 3, -1, -1), generators[name](sources[some]), target[some]]
-        return torch.cat(parts, 3)
-
+    some = of_many(len(target))
     return Contest(
         f"pix2pix, {source} to photograph, width {width}, batch {batch}",
         batch,
         images,
         sides,
         lambda name: against(target, generators[name](sources)),
-        picture,
+        lambda name: generators[name](sources[some]),
         {"the source itself": against(target, sources.expand_as(target))},
+        (sources[some].expand(-1, 3, -1, -1), target[some]),
     )
+
+
+def of_many(count: int, shown: int = 16) -> Tensor:
+    """Numbers of the pictures that are shown of so many."""
+    return torch.arange(0, count, max(1, count // 24))[:shown]
 
 
 def against(target: Tensor, made: Tensor) -> dict[str, float]:
@@ -196,9 +200,7 @@ def super_resolution(kimg: float, scale: int = 4) -> Contest:
         with evaluating(players):
             return system.upscale(players, x)
 
-    def picture(name: str) -> Tensor:
-        some = torch.arange(0, len(target), max(1, len(target) // 24))[:24]
-        return torch.cat([bicubic[some], made(name, low[some]), target[some]], 3)
+    some = of_many(len(target))
 
     def side(each: PlainSuperResolution) -> Callable[[Batch], object]:
         return lambda batch: each(batch.images)
@@ -209,8 +211,9 @@ def super_resolution(kimg: float, scale: int = 4) -> Contest:
         images,
         {OURS: ours, **{name: side(each) for name, each in loops.items()}},
         lambda name: against(target, made(name, low)),
-        picture,
+        lambda name: made(name, low[some]),
         {"bicubic": against(target, bicubic)},
+        (bicubic[some], target[some]),
     )
 
 

@@ -18,20 +18,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from benchmarks import photo_contests
 from benchmarks.photo_contests import OURS, Contest
 from fastgan import bench
 from fastgan.data.feeder import Feeder
 from fastgan.errors import FastganError, suggest
-from fastgan.run.images import grid, save_png
+from fastgan.run.images import grid
 
 CONTESTS: dict[str, tuple[float, Callable[[float], Contest]]] = {  # name -> thousand images, how it is made
     "conditional": (20.0, photo_contests.conditional),
     "pix2pix-noise": (2.0, lambda kimg: photo_contests.translation("noise", kimg)),
-    "pix2pix-gray": (3.0, lambda kimg: photo_contests.translation("gray", kimg)),
+    "pix2pix-gray": (2.0, lambda kimg: photo_contests.translation("gray", kimg)),
     "super-resolution": (4.0, photo_contests.super_resolution),
-    "stylegan2": (6.0, photo_contests.stylegan2),
+    "stylegan2": (6.5, photo_contests.stylegan2),
 }
 CHUNK = 256  # images that a side trains on before the next one's turn
 RESULTS = Path(__file__).parent / "results"
@@ -78,12 +79,18 @@ def case(name: str, contest: Contest, kimg: float, seconds: dict[str, list[float
 
 
 def draw(name: str, contest: Contest, folder: Path) -> None:
-    """A sheet of each side."""
-    for side in contest.sides:
-        words = "ours" if side == OURS else side.replace(",", "").replace(" ", "-")
-        picture = contest.picture(side)
-        columns = 4 if picture.shape[-1] > 64 else 7 if name == "conditional" else 8
-        save_png(grid(picture, columns=columns), folder / f"photos-{name}-{words}.png")
+    """One picture: what all sides make of the same, in a row; or else a sheet of each side beside the next."""
+    made = [contest.pictures(side) for side in contest.sides]
+    if contest.around:
+        first, last = contest.around
+        sheet = grid(torch.cat([first, *made, last], 3).clamp(-1, 1), columns=2)
+    else:
+        columns = 7 if name == "conditional" else 6
+        sheets = [grid(pictures.clamp(-1, 1), columns=columns) for pictures in made]
+        sheet = Image.new("RGB", (sum(each.width + 16 for each in sheets) - 16, sheets[0].height), "white")
+        for number, each in enumerate(sheets):
+            sheet.paste(each, (number * (each.width + 16), 0))
+    sheet.save(folder / f"photos-{name}.jpg", quality=90)
 
 
 def main() -> None:

@@ -1,16 +1,20 @@
 // The extension module fastgan._C: addresses in, nothing out. Python (fastgan/kernels) owns and checks every tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "adam_ema.h"
 #include "counter_noise.h"
 #include "device.h"
+#include "feed.h"
 #include "fold.h"
 #include "ingest.h"
 #include "masked_act.h"
@@ -28,7 +32,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 7;
+constexpr int kAbi = 8;
 
 template <typename T>
 T* at(Address address) {
@@ -75,6 +79,73 @@ CounterNoise counter_noise(uint64_t seed, uint32_t stream, Address index, int64_
                            int64_t high, Address out) {
   return {seed, stream, at<const int64_t>(index), samples, elements, high, at<void>(out)};
 }
+
+// ---- feed
+
+// Addresses: images, sums, seen. Sizes: count, block, height, width, channels.
+using FeedSetArguments = std::tuple<std::array<Address, 3>, std::array<int64_t, 5>, uint64_t>;
+
+FeedSet feed_set(const FeedSetArguments& arguments) {
+  const auto& [a, n, seed] = arguments;
+  return {at<const uint8_t>(a[0]), n[0], n[1], seed, at<const uint32_t>(a[1]), at<uint8_t>(a[2]), n[2], n[3], n[4]};
+}
+
+// Ends the threads with itself; one that does not end within `kPatience` seconds goes on alone. kLook: seconds between two
+// looks at signals.
+class Feeding {
+ public:
+  static constexpr double kPatience = 10, kLook = 0.1;
+
+  // Samples: first, stride, batch. Flags: aligned, mirror, mirrored. Labels: address, classes.
+  Feeding(const std::vector<FeedSetArguments>& sets, const std::array<int64_t, 3>& samples,
+          const std::array<bool, 3>& flags, int type, const std::pair<Address, int64_t>& labels, int threads) {
+    if (sets.empty() || sets.size() > 2) throw std::invalid_argument("feed: expected one or two sets");
+    const FeedPlan plan = {{feed_set(sets.front()), feed_set(sets.back())}, int(sets.size()), flags[0],
+                           samples[0], samples[1], samples[2], flags[1], flags[2], IngestType(type),
+                           at<const int64_t>(labels.first), labels.second};
+    feed_ = fastgan_feed_open(&plan, threads);
+    process_ = getpid();
+  }
+  Feeding(const Feeding&) = delete;
+  ~Feeding() {
+    if (getpid() != process_) return;  // after a fork, which took none of the threads along
+    stop(kPatience);
+    fastgan_feed_free(feed_);
+  }
+
+  // Addresses: pixels and flipped of the first set, of the second; labels.
+  void give(const std::array<Address, 5>& a) {
+    const FeedSlot slot = {{at<void>(a[0]), at<void>(a[2])}, {at<uint8_t>(a[1]), at<uint8_t>(a[3])}, at<int64_t>(a[4])};
+    fastgan_feed_give(feed_, &slot);
+  }
+
+  // (outcome, set, image), or None. Signals are looked at while it waits: Ctrl-C interrupts.
+  py::object take(bool wait) {
+    FeedResult result;
+    do {
+      bool ready;
+      {
+        const py::gil_scoped_release released;
+        ready = fastgan_feed_take(feed_, wait ? kLook : 0, &result);
+      }
+      if (ready) return py::make_tuple(int(result.outcome), result.set, result.image);
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    } while (wait);
+    return py::none();
+  }
+
+  std::pair<int64_t, double> work() {
+    std::pair<int64_t, double> found;
+    fastgan_feed_work(feed_, &found.first, &found.second);
+    return found;
+  }
+
+  bool stop(double seconds) { return fastgan_feed_stop(feed_, seconds); }
+
+ private:
+  Feed* feed_;
+  pid_t process_;
+};
 
 // ---- fold
 
@@ -278,6 +349,16 @@ PYBIND11_MODULE(_C, m) {
         fastgan_counter_noise_cpu(&noise, CounterNoiseKind(kind), threads);
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("noise"), py::arg("kind"), py::arg("threads"));
+
+  py::class_<Feeding>(m, "Feed")
+      .def(py::init<const std::vector<FeedSetArguments>&, const std::array<int64_t, 3>&, const std::array<bool, 3>&, int,
+                    const std::pair<Address, int64_t>&, int>(),
+           py::arg("sets"), py::arg("samples"), py::arg("flags"), py::arg("type"), py::arg("labels"),
+           py::arg("threads"))
+      .def("give", &Feeding::give, py::arg("addresses"))
+      .def("take", &Feeding::take, py::arg("wait"))
+      .def("work", &Feeding::work)
+      .def("stop", &Feeding::stop, py::call_guard<py::gil_scoped_release>(), py::arg("seconds"));
 
   py::class_<Fold>(m, "Fold")
       .def(py::init(&fold), py::arg("samples"), py::arg("channels"), py::arg("sizes"))

@@ -94,7 +94,7 @@ def _loops(config: Config) -> tuple[Sequence[str], Made]:
     """Arrangements of torch.compile, and what makes a plain step, for the config's system."""
     system: Any = config.system
     if isinstance(system, UnconditionalGAN) and _is_tidy(system):
-        return baseline.ARRANGEMENTS, _unconditional
+        return baseline.arrangements_of(system), _unconditional
     if isinstance(config.system, StyleBasedGAN) and config.system.loss == "non_saturating":
         return baseline_styles.ARRANGEMENTS, _style_based
     return baseline_turns.ARRANGEMENTS, _turns
@@ -125,10 +125,9 @@ def _unconditional(config: Config, device: torch.device, compiled: str) -> Calla
 
 def _style_based(config: Config, device: torch.device, compiled: str) -> Callable[[], object]:
     system, layout = _options(config), _layout(config)
-    players = {
-        name: player.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-        for name, player in system.players(config.shape).items()
-    }
+    with baseline.unfused():
+        made: Any = system.players(config.shape)
+    players = {name: player.to(device, memory_format=layout).train() for name, player in made.items()}
     images = RandomBatches(config, device)().images.contiguous(memory_format=layout)
     networks = players["generator"], players["critic"]
     loop = baseline_styles.plain(system, *networks, config.optim, compiled=compiled)
@@ -138,8 +137,8 @@ def _style_based(config: Config, device: torch.device, compiled: str) -> Callabl
 def _turns(config: Config, device: torch.device, compiled: str) -> Callable[[], object]:
     given = config.system, config.shape, config.optim, config.averaging
     loop = baseline_turns.plain_turns(*given, device, _layout(config), compiled=compiled)
-    batches = RandomBatches(config, device)
-    return lambda: loop(batches)
+    batch = RandomBatches(config, device)()
+    return lambda: loop(batch)
 
 
 def _options(config: Config) -> Any:

@@ -68,6 +68,11 @@ def new_step(
     return captured(step, say) if config.capture else step
 
 
+def batch_dtype(config: Config, state: TrainState) -> torch.dtype:
+    """Of the images that a step takes: what its convolutions compute in, so that nothing is converted again."""
+    return autocast_of(config.precision, state.device) or state.dtype
+
+
 def parameters(module: nn.Module) -> int:
     """How many numbers `module` has to learn."""
     return sum(p.numel() for p in module.parameters())

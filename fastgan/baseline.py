@@ -113,8 +113,13 @@ def objective(
     return critic_loss(recipe, real, fake) + r1 + r2 + between
 
 
-# What torch.compile can be given, best first; it does not differentiate twice what is compiled network by network.
+# What torch.compile can be given, best first.
 ARRANGEMENTS = ("generator + critic", "generator + critic's step", "generator")
+
+
+def arrangements_of(system: Any) -> tuple[str, ...]:
+    """Those that can work: what is compiled network by network is not differentiated twice, as penalties ask for."""
+    return ARRANGEMENTS[1:] if system.penalties else ARRANGEMENTS
 
 
 def compiled_loop(
@@ -141,6 +146,8 @@ def compiled_gradients(critic: nn.Module, recipe: Recipe, mode: str) -> Callable
         return torch.autograd.grad(objective(critic, recipe, x, fakes, strength, epsilon), parameters)
 
     def gradients(x: Tensor, fakes: Tensor, strength: int, epsilon: Tensor | None) -> tuple[Tensor, ...]:
+        if fakes.stride() != x.stride():  # a generator may give another layout, over which Inductor stumbles
+            fakes = torch.empty_like(x).copy_(fakes)
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             return compiled(x, fakes, strength, epsilon)
 

@@ -32,8 +32,8 @@ def synthesis(generator: Generator, w: Tensor, noise: Tensor) -> Tensor:
     """Images of styles w [N, layers, style] and noise [N, noise_numbers]."""
     g = generator.synthesis
     x = g.start.permute(2, 0, 1)[None].repeat(len(w), 1, 1, 1)
-    image = None
-    for number, (layer, drawn) in enumerate(zip(g.layers, noise.split(g.noise_sizes, 1), strict=True)):
+    image: Tensor | None = None
+    for number, (layer, drawn) in enumerate(zip(g.layers, torch.split(noise, g.noise_sizes, 1), strict=True)):
         x = styled(layer, x, w[:, number], drawn)  # type: ignore[arg-type]
         if number % 2 == 0:
             to_image: Any = g.to_image[number // 2]
@@ -104,7 +104,7 @@ def plain(
         if torch.rand(()) < system.style_mixing:
             cut = int(torch.randint(1, layers, ()))
             w[:, cut:] = generator.mapping(torch.randn(count, system.latent, device=w.device))[:, None]
-        return w
+        return w  # type: ignore[no-any-return]
 
     def draw(how: Any, w: Tensor) -> Tensor:
         images: Tensor = how(generator, w, torch.randn(len(w), generator.synthesis.noise_numbers, device=w.device))

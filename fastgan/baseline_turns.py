@@ -50,8 +50,8 @@ def plain_turns(
     *,
     compiled: str = "",
     dtype: torch.dtype = torch.float32,
-) -> Callable[[Callable[[], Batch]], None]:
-    """loop(batches), which trains fresh players by one step, with schedules at their starts.
+) -> Callable[[Batch], None]:
+    """loop(batch), which trains fresh players by one step, each turn on that batch, with schedules at their starts.
 
     compiled: one of ARRANGEMENTS, or "" for none.  FastganError for optimisers that are not plain Adam
     """
@@ -73,12 +73,11 @@ def plain_turns(
     turns = system.turns(players, scalars | (system.memory(device) if isinstance(system, Remembers) else {}))
     numbers = itertools.count()
 
-    def loop(batches: Callable[[], Batch]) -> None:
+    def loop(batch: Batch) -> None:
         number = next(numbers)
         with forced("library"), always("autograd"):
             for turn in [turn for turn in turns if turn.plays(number)]:
                 for _ in range(turn.repeat):
-                    batch = batches() if turn.fresh else batch  # noqa: F821  the first turn is a fresh one
                     for name in turn.players:
                         adams[name].zero_grad(set_to_none=True)
                     turn.gradients(batch, PlainDraw(0, batch.index, 0))

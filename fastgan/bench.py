@@ -118,7 +118,10 @@ class Result:
 
     def save(self, folder: Path) -> Path:
         """Write `folder/<device>/<subject>.json` and return its path."""
-        path = folder / self.device.slug / f"{self.subject}.json"
+        return self.write(folder / self.device.slug / f"{self.subject}.json")
+
+    def write(self, path: Path) -> Path:
+        """Write this very file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
         stored = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", stored)  # a list, a line

@@ -86,6 +86,6 @@ def _encode(
             blank = given.new_full((COLUMNS - len(part), *given.shape[1:]), -1.0)  # the last row may be short
             originals.append(torch.cat([given, blank]))
             copies.append(torch.cat([again, blank]))
-    labels = None if images.labels is None else torch.from_numpy(images.labels)
+    labels = None if images.labels is None else torch.from_numpy(images.labels).long()
     rows = [row for pair in zip(originals, copies, strict=True) for row in pair]
     return Encoded(torch.cat(codes), labels, torch.cat(errors)), torch.cat(rows)

@@ -38,7 +38,7 @@ def pictured(images: ImageSet, numbers: Sequence[int]) -> Indices:
     """Which images show what a set is: of a set with classes each class in turn, in it in a random order; else those
     from the beginning on. After the last it begins again. numbers: of the pictures, any from 0 on."""
     index = np.asarray(numbers, np.int64)
-    if images.labels is None:
+    if images.labels is None or images.kind == "stream":  # whose labels come with the images
         return index % len(images)
     chosen = np.empty_like(index)
     for label in range(len(images.classes)):
@@ -56,9 +56,13 @@ def picture_batch(images: ImageSet, numbers: Sequence[int], device: torch.device
         pixels = torch.from_numpy(source.read(chosen % len(source))).to(device)
         return pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).div_(127.5)
 
-    labels = None if images.labels is None else torch.from_numpy(images.labels[chosen]).to(device)
+    pixels, labels = read(images), None
+    if images.labels is not None:
+        numbered = np.empty(len(chosen), np.int64)
+        images.labels_of(chosen, numbered)
+        labels = torch.from_numpy(numbered).to(device)
     source = None if images.source is None else read(images.source)
-    return Batch(read(images), labels, torch.tensor(list(numbers), dtype=torch.int64, device=device), source)
+    return Batch(pixels, labels, torch.tensor(list(numbers), dtype=torch.int64, device=device), source)
 
 
 def columns_of(count: int, classes: int = 0) -> int:

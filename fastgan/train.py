@@ -13,7 +13,7 @@ from time import monotonic
 
 import torch
 
-from fastgan.assemble import build_state, new_step, parameters, prepare_device
+from fastgan.assemble import batch_dtype, build_state, new_step, parameters, prepare_device
 from fastgan.capture import CapturedStep
 from fastgan.contract import Batch, Labelled, commands_of
 from fastgan.data import ImageSet, fingerprint, open_images
@@ -182,7 +182,7 @@ def _prepare(
         device=device,
         mirror=config.data.mirror,
         kind=config.data.feeder,
-        dtype=state.dtype,
+        dtype=batch_dtype(config, state),
     )
     stack.enter_context(feeder)
 

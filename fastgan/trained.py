@@ -16,11 +16,12 @@ from fastgan.config import Config, from_mapping
 from fastgan.contract import Labelled, Samples, Styles
 from fastgan.errors import FastganError, suggest
 from fastgan.export import export
-from fastgan.gans import StyleBasedGAN, UnconditionalGAN
+from fastgan.gans import CycleGAN, StyleBasedGAN, SuperResolution, Translation, UnconditionalGAN
 from fastgan.generator import Generator
 from fastgan.pictures import columns_of, latent_path, load_players, picture_latents, sample_images, style_path_images
 from fastgan.run import folder
 from fastgan.run.images import grid, save_animation, save_png, to_uint8
+from fastgan.translator import Translator
 
 __all__ = [
     "draw_interpolation",
@@ -199,18 +200,49 @@ def _styles(config: Config, system: Samples, flag: str) -> Styles:
 def export_run(run: Path, out: Path | None, onnx: bool, weights: str, say: Say) -> None:
     """The run's generator in formats for others (fastgan.export), into RUN/export or `out`."""
     config, players, _ = load_run(run, weights == "average", "cpu", say)
+    out = out or run_folder(run) / "export"
+    generator: Generator | Translator
+    if isinstance(config.system, (Translation, CycleGAN, SuperResolution)):
+        generator, engine, use = *_translator(config, players), "fastgan.Translator.from_pretrained({!r})(sources)"
+    else:
+        generator, engine = _generator(config, players)
+        use = "fastgan.Generator.from_pretrained({!r}).sample(range(16))"
+    with writable(out / "config.json"):
+        export(generator, engine, out, onnx=onnx, say=say)
+    say(f"use it: {use.format(str(out))}")
+
+
+Made = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _generator(config: Config, players: dict[str, nn.Module]) -> tuple[Generator, Made]:
+    """The generator from latents, and what the run itself makes of some."""
     if not isinstance(config.system, (UnconditionalGAN, StyleBasedGAN)):
         raise FastganError(
-            f"fastgan export: preset {config.preset} is not one whose generator is a function of z alone"
+            f"fastgan export: preset {config.preset} is not one whose generator is a function of z, or of an image, "
+            "alone"
         )
     if getattr(config.system, "prior", "none") != "none":
         raise FastganError("fastgan export: a generator with prior='flow' is not one network family; not supported yet")
     s: Any = config.system.truncated(1.0) if isinstance(config.system, StyleBasedGAN) else config.system
     generator = Generator(players["generator"], s.networks, config.shape, s.latent, s.latent_distribution)
-    out = out or run_folder(run) / "export"
-    with writable(out / "config.json"):
-        export(generator, lambda latents: sample_images(s, players, latents), out, onnx=onnx, say=say)
-    say(f"use it: fastgan.Generator.from_pretrained({str(out)!r}).sample(range(16))")
+    return generator, lambda latents: sample_images(s, players, latents)
+
+
+def _translator(config: Config, players: dict[str, nn.Module]) -> tuple[Translator, Made]:
+    """The network from images to images, and what the run itself makes of some."""
+    system: Any = config.system
+    if isinstance(system, SuperResolution):
+        made = Translator(players["generator"], system.generator, config.shape, config.shape.channels, system.scale)
+        return made, lambda sources: _without_grad(system.upscale, players, sources)
+    channels = next(p for p in players["generator"].parameters()).shape[1]
+    made = Translator(players["generator"], system.generator, config.shape, channels)
+    return made, lambda sources: _without_grad(system.translate, players, sources).clamp(-1, 1)
+
+
+@torch.no_grad()
+def _without_grad(make: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
+    return make(*given)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -24,6 +26,7 @@ from fastgan.errors import FastganError
 from fastgan.gans import UnconditionalGAN
 from fastgan.kernels import _runtime
 from fastgan.options import Config, with_data
+from fastgan.presets import PRESETS
 from fastgan.step import Step
 
 T = TypeVar("T")
@@ -164,20 +167,19 @@ def cycle_cost(config: Config) -> dict[str, Cost]:
     return mean
 
 
-def bench_step(
-    config: Config, steps: int, say: Callable[[str], None], against: str = "", plot: Path | None = None
-) -> None:
+def bench_step(config: Config, steps: int, say: Callable[[str], None], against: str, out: Path) -> None:
     """Time whole training steps on random images; say images/s, ms per part, shares of the ceilings, peak memory.
 
     against: "eager", "compile" or both with a comma: the same networks and losses in a careful loop of plain PyTorch,
-    timed in turn with the engine.  plot: SVG file for the parts beside their floors
+    timed in turn with the engine; or ""
+    out: folder for step.json, all times as benchmarks/ keep them, and step.svg, the parts beside their floors
     """
+    with _writable(out):
+        out.mkdir(parents=True, exist_ok=True)  # now, not after minutes
+    load = bench.load_average()
     device = prepare_device(config)
     info = bench.device_info(device)
-    say(
-        f"{info.name}, {info.threads} threads, torch {info.torch}, fastgan {info.fastgan}, "
-        f"load {bench.load_average():.1f}"
-    )
+    say(f"{info.name}, {info.threads} threads, torch {info.torch}, fastgan {info.fastgan}, load {load:.1f}")
     copy_rate, matmul_rate = bench.copy_rate(str(device)), bench.matmul_rate(str(device))
     say(f"ceilings measured here: copy {copy_rate / 1e9:.1f} GB/s, matrix product {matmul_rate / 1e9:.0f} GFLOP/s")
     step = new_step(config, build_state(config, device), say)
@@ -194,7 +196,8 @@ def bench_step(
     candidates: dict[str, Callable[[], object]] = {"fastgan": cycle}
     candidates |= plain_candidates(config, device, against, every, say)
     seconds = bench.measure(candidates, device=device, rounds=steps, min_time=0.0, warmup=2)
-    case = bench.Case("step", "fastgan", {name: [s / every for s in each] for name, each in seconds.items()})
+    per_step = {name: [s / every for s in each] for name, each in seconds.items()}
+    case = bench.Case(f"{config.preset}, batch {config.batch}", "fastgan", per_step, memory={"fastgan": peak})
     images, median = step.batches * config.batch, case.median("fastgan")
     say(f"preset {config.preset}, batch {config.batch}, {step.batches} critic batch(es) a step; medians of {steps}")
     for name in case.seconds:
@@ -207,9 +210,21 @@ def bench_step(
         say("floor: operations at the product rate or bytes at the copy rate; what stays in caches can be faster")
     else:
         say(f"operations, bytes and floor: not known for {type(config.system).__name__}")
-    if plot:
-        plot.write_text(bars(config.preset, parts, matmul_rate, copy_rate))
-        say(f"plot: {plot}")
+    say(chart(parts, matmul_rate, copy_rate))
+    case = replace(case, notes={part.name: bench.duration(part.seconds) for part in parts})
+    result = bench.Result("step", info, copy_rate, matmul_rate, load, (case,))
+    with _writable(out):
+        kept = result.write(out / "step.json"), out / "step.svg"
+        kept[1].write_text(bars(config.preset, parts, matmul_rate, copy_rate))
+    say(f"kept: {kept[0]} and {kept[1]}")
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FastganError(f"cannot write into {out}: {error.strerror}; choose another --out") from None
 
 
 def table(parts: Sequence[Part], matmul_rate: float, copy_rate: float, step: float) -> str:
@@ -232,6 +247,17 @@ def table(parts: Sequence[Part], matmul_rate: float, copy_rate: float, step: flo
     return "\n".join(lines)
 
 
+def chart(parts: Sequence[Part], matmul_rate: float, copy_rate: float) -> str:
+    """The same as lines for a terminal: a bar of time each, its beginning dark as far as the floor goes."""
+    floors = [part.cost.seconds(matmul_rate, copy_rate) if part.cost else 0.0 for part in parts]
+    scale = 50 / max(part.seconds for part in parts)
+    lines = []
+    for part, floor in zip(parts, floors, strict=True):
+        length, dark = round(part.seconds * scale), round(min(floor, part.seconds) * scale)
+        lines.append(f"{part.name:<34}{'█' * dark}{'░' * (length - dark)} {part.seconds * 1e3:.1f} ms")
+    return "\n".join(lines) + "\n(dark: the floor)"
+
+
 def bars(title: str, parts: Sequence[Part], matmul_rate: float, copy_rate: float) -> str:
     """The parts as an SVG picture: a wide bar of measured time each, and a narrow dark one for the floor."""
     floors = [part.cost.seconds(matmul_rate, copy_rate) if part.cost else 0.0 for part in parts]
@@ -251,6 +277,15 @@ def bars(title: str, parts: Sequence[Part], matmul_rate: float, copy_rate: float
     return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *drawn, "</svg>"]) + "\n"
 
 
+def _family(preset: str) -> tuple[str, int]:
+    """A preset of the same name but for its size, and that size; the preset itself and 0 where it is one."""
+    stem, _, size = preset.rpartition("-")
+    others = [name for name in PRESETS if name.rpartition("-")[0] == stem and name.rpartition("-")[2].isdigit()]
+    if preset in PRESETS or not stem or not size.isdigit() or not others:
+        return preset, 0
+    return min(others, key=lambda name: abs(math.log(int(name.rpartition("-")[2]) / max(1, int(size))))), int(size)
+
+
 def bench_preset(
     preset: str,
     batch: int | None,
@@ -258,15 +293,21 @@ def bench_preset(
     steps: int,
     sets: Sequence[str],
     against: str,
-    plot: Path | None,
+    out: Path | None,
     say: Callable[[str], None],
 ) -> None:
-    """`fastgan bench` under the names of its flags."""
-    config = resolve(preset, None, {"device": device} | ({} if batch is None else {"batch": batch}), sets)
+    """`fastgan bench` under the names of its flags. A preset at another size, such as dcgan-128, is that of its family
+    which is nearest, with data.size."""
+    flags: dict[str, Any] = {"device": device} | ({} if batch is None else {"batch": batch})
+    found, size = _family(preset)
+    if size:
+        flags["data.size"] = size
+        say(f"{preset}: the preset {found} at {size}x{size}")
+    config = replace(resolve(found, None, flags, sets), preset=preset)
     if steps < 1:
         raise FastganError(f"--steps must be 1 or more, got {steps}")
     if isinstance(config.system, Labelled) and not config.data.classes:
         config = replace(config, data=replace(config.data, classes=10))  # of random images: any number does
     if config.data.pairs and not config.data.source_channels:
         config = replace(config, data=replace(config.data, source_channels=config.data.channels))
-    bench_step(config, steps, say, against, plot)
+    bench_step(config, steps, say, against, out or Path("runs") / f"bench-{config.preset}")

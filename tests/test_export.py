@@ -15,6 +15,7 @@ from small_presets import narrow
 
 import fastgan
 from fastgan import export as exporting
+from fastgan import trained
 from fastgan.cli import main
 from fastgan.errors import FastganError
 from fastgan.generator import Generator
@@ -99,6 +100,39 @@ def test_every_family_goes_there_and_back(preset: str, tmp_path: Path) -> None:
     assert torch.equal(again.sample(range(5)), generator.sample(range(5)))
     assert torch.equal(again.sample([4]), generator.sample(range(5), batch=1)[4:])
     assert again.sample([]).shape == (0, 3, generator.image.size, generator.image.size)
+
+
+@pytest.mark.parametrize("preset", ["pix2pix-digits", "srgan-digits", "cyclegan-digits"])
+def test_networks_from_images_to_images(preset: str, tmp_path: Path) -> None:
+    """Both formats make the run's pictures of sources; of super-resolution those of any size."""
+    config = narrow(preset)
+    torch.manual_seed(0)
+    players = {name: player.eval() for name, player in config.system.players(config.shape).items()}
+    for parameter in players["generator"].parameters():
+        parameter.data.add_(0.01 * torch.randn_like(parameter))
+    made, engine = trained._translator(config, players)
+    said: list[str] = []
+    exporting.export(made, engine, tmp_path, onnx=False, say=said.append)
+    assert len(said) == 2
+    again, program = (
+        fastgan.Translator.from_pretrained(tmp_path),
+        torch.export.load(tmp_path / "generator.pt2").module(),
+    )
+    size = 24 if made.scale > 1 else config.shape.size
+    sources = torch.rand(3, made.channels, size, size) * 2 - 1
+    assert torch.equal(again(sources, batch=3), engine(sources))
+    assert again(sources).shape == (3, config.shape.channels, size * made.scale, size * made.scale)
+    torch.testing.assert_close(program(sources).clamp(-1, 1), again(sources), rtol=1e-4, atol=1e-5)
+    with pytest.raises(FastganError, match=r"expected sources \[N, 1, "):
+        again(sources[:, :, :5] if made.scale == 1 else sources[:, :0])
+    with pytest.raises(FastganError, match=r"open it with fastgan.Translator"):
+        Generator.from_pretrained(tmp_path)
+
+
+def test_what_cannot_be_exported() -> None:
+    for preset in ("inpaint-digits", "digits-conditional"):
+        with pytest.raises(FastganError, match="is not one whose generator is a function of z, or of an image, alone"):
+            trained._generator(narrow(preset), {})
 
 
 def test_a_format_that_makes_other_pictures_is_refused_and_removed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fastgan"
 # Room -> rooms that it may import. A room is a module or a folder directly under fastgan/.
 ANYWHERE = {"errors", "_version"}
 BELOW: dict[str, set[str]] = {
-    "__init__": {"generator"},
+    "__init__": {"generator", "translator"},
     "_version": set(),
     "__main__": {"cli", "terminal"},
     "trained": {
@@ -28,6 +28,7 @@ BELOW: dict[str, set[str]] = {
         "generator",
         "pictures",
         "run",
+        "translator",
     },
     "transformed": {"config", "contract", "data", "gans", "models", "pictures", "run", "trained"},
     "scores": {
@@ -90,6 +91,7 @@ BELOW: dict[str, set[str]] = {
         "gans",
         "kernels",
         "options",
+        "presets",
         "step",
         "assemble",
     },
@@ -97,8 +99,10 @@ BELOW: dict[str, set[str]] = {
     "baseline_styles": {"gans", "models", "optim", "schedule"},
     "baseline_turns": {"baseline", "contract", "kernels", "optim", "penalty", "schedule"},
     "cost": {"contract", "kernels", "losses"},
-    "export": {"generator"},
-    "generator": {"contract", "gans", "models"},
+    "export": {"generator", "translator"},
+    "exported": set(),
+    "generator": {"contract", "exported", "gans", "models"},
+    "translator": {"contract", "exported", "models"},
     "launch": set(),
     "terminal": set(),
     "train": {

@@ -54,7 +54,10 @@ def test_the_table() -> None:
     c = scaling.Constants(features=100.0)
     rows = [scaling.row(config, n, 8 // n, c) for n in (1, 2, 8)]
     assert rows[0].gradients == rows[0].statistics == 0
-    assert rows[1].evaluation == pytest.approx(50_000 / 2 / 100 + 50_000 * 2048 * 4 / 2 / c.between + c.metric)
+    gathered = 50_000 * 2048 * 4 / 2 / c.between
+    alone = rows[0].evaluation - c.metric
+    assert rows[1].evaluation == pytest.approx(alone / 2 + gathered + c.metric)
+    assert alone > 50_000 / 100  # and what drawing takes
     assert rows[2].compute < rows[1].compute < rows[0].compute
     assert rows[2].gradients > rows[1].gradients
     lines = scaling.table(config, c)
@@ -98,3 +101,11 @@ def test_the_slurm_script_reads_its_flags(tmp_path: Path) -> None:
     assert status == 0
     assert said.endswith("stopped by SIGTERM: back into the queue\nscontrol requeue 1234567\n")
     assert run(0) == (2, "give --out DIR, on storage that all machines see\n")
+
+
+def test_bytes_follow_from_the_shapes() -> None:
+    lines = scaling.bytes_table(["digits", "wgan-gp-64"])
+    assert lines[2:] == [
+        "| `digits` | 64 | 2.11 + 1.39 | 3.50 MB | 12 | 0.07 MB |",
+        "| `wgan-gp-64` | 64 | 5 x 11.06 + 15.22 | 70.52 MB | 44 | 3.93 MB |",
+    ]

@@ -195,9 +195,12 @@ def test_a_shard_that_is_missing(packs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_corrupt_image_in_a_pack_stops_training_and_keeps_what_was_trained(packs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [pytest.param("raw", marks=pytest.mark.long), "jpeg"])
+def test_a_corrupt_image_in_a_pack_stops_training_and_keeps_what_was_trained(
+    kind: str, packs: Path, tmp_path: Path
+) -> None:
     """And with the image restored, the run goes on to the same bits."""
-    data, out, straight = damaged_pack(packs, "jpeg", tmp_path), tmp_path / "run", tmp_path / "straight"
+    data, out, straight = damaged_pack(packs, kind, tmp_path), tmp_path / "run", tmp_path / "straight"
     assert run(straight, data)[0] == 0
     path = max(data.glob("shard-*.bin"))
     good = path.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,9 +13,11 @@ import pytest
 import torch
 from small_presets import batch_of, narrow, step_of
 
-from fastgan import trial
+from fastgan import baseline_styles, baseline_turns, trial
 from fastgan.baseline import objective, plain_players, recipe_of, tidy, unfused
+from fastgan.bench import Result
 from fastgan.cli import main
+from fastgan.contract import Draw
 from fastgan.cost import Cost
 from fastgan.nn import fused
 
@@ -25,20 +28,77 @@ NARROW = [
 
 
 def test_bench_step_says_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plot = tmp_path / "parts.svg"
-    assert main(["bench", "step", *NARROW, "--against", "eager", "--plot", str(plot)]) == 0
+    out = tmp_path / "results"
+    assert main(["bench", "step", *NARROW, "--against", "eager", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     for text in ("images/s", "plain PyTorch, eager", "generator forward", "critic's turn: forward, backward", "update",
                  "wait for data", "of products", "of copy", "whole step", "floor ms", "peak memory",
-                 "ceilings measured here", "fastgan is"):  # fmt: skip
+                 "ceilings measured here", "fastgan is", "█"):  # fmt: skip
         assert text in said, text
-    bars = [e for e in ElementTree.parse(plot).iter() if e.tag.endswith("rect")]
+    (case,) = Result.load_file(out / "step.json").cases
+    assert set(case.seconds) == {"fastgan", "plain PyTorch, eager"}
+    assert len(case.seconds["fastgan"]) == 3
+    bars = [e for e in ElementTree.parse(out / "step.svg").iter() if e.tag.endswith("rect")]
     assert len(bars) == 1 + 2 * 6
+
+
+def test_a_preset_at_another_size() -> None:
+    assert trial._family("dcgan-128") == ("dcgan-64", 128)
+    assert trial._family("r3gan-128") in (("r3gan-64", 128), ("r3gan-256", 128))
+    assert [trial._family(name) for name in ("dcgan-64", "digits", "dcgam-128")] == [
+        ("dcgan-64", 0), ("digits", 0), ("dcgam-128", 0)
+    ]  # fmt: skip
 
 
 def test_what_bench_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "step", *NARROW, "--against", "eagre"]) == 2
     assert "did you mean 'eager'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["pix2pix-digits", "stylegan2-digits"])
+def test_bench_knows_other_systems(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    narrower = ["--set", "system.networks.max_width=8"] if preset.startswith("style") else []
+    given = ["bench", "step", "--preset", preset, "--batch", "4", "--device", "cpu", "--steps", "1", *narrower]
+    assert main([*given, "--against", "eager", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "plain PyTorch, eager" in said
+    assert "not known for" in said
+
+
+@pytest.mark.parametrize("preset", ["pix2pix-digits", "digits-conditional", "cyclegan-digits"])
+def test_the_plain_turns_are_those_of_the_engine(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the engine's random numbers they leave the engine's weights."""
+    config = replace(narrow(preset), kimg=1e9)  # schedules stay at their starts
+    given = config.system, config.shape, config.optim, config.averaging, torch.device("cpu"), torch.contiguous_format
+    kept = []
+
+    def players_of(image: Any) -> Any:
+        kept.append(type(config.system).players(config.system, image))
+        return kept[-1]
+
+    _, step = step_of(config, torch.float64)
+    monkeypatch.setattr(baseline_turns, "PlainDraw", lambda seed, index, _: next(draws))
+    object.__setattr__(config.system, "players", players_of)
+    loop = baseline_turns.plain_turns(*given, dtype=torch.float64)
+    for name, player in kept[0].items():
+        player.load_state_dict(step.state.modules[name].state_dict())
+    ready = [batch_of(config, n, torch.float64) for n in range(2)]
+    for batch in ready:
+        draws = iter(Draw(step.seed, batch.index, stream=number) for number in step.phase)
+        loop(batch)
+        step(lambda: batch)  # noqa: B023
+    for name, player in kept[0].items():
+        for (key, theirs), ours in zip(player.named_parameters(), step.state.modules[name].parameters(), strict=True):
+            assert (theirs - ours).norm() < 1e-9 * ours.norm().clamp(min=1), f"{name}.{key}"
+
+
+def test_the_plain_stylegan2_makes_the_same_images() -> None:
+    network: Any = narrow("stylegan2-digits").system.players(narrow("stylegan2-digits").shape)["generator"].double()
+    network.synthesis.layers[1].strength.data.fill_(0.3)
+    w = torch.randn(2, network.synthesis.styles, 12, dtype=torch.float64)
+    noise = torch.randn(2, network.synthesis.noise_numbers, dtype=torch.float64)
+    ours, theirs = network.synthesis(w, noise), baseline_styles.synthesis(network, w, noise)
+    assert (ours - theirs).norm() < 1e-10 * theirs.norm()
 
 
 def test_the_parts_add_up_and_the_step_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

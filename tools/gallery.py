@@ -94,6 +94,7 @@ ENTRIES = (
         "Seeds 0 to 63, styles pulled to the mean by 0.8.",
         "sample RUN --seeds 0-63 --truncation 0.8",
         "samples-0-63.png",
+        train="--kimg 40",
     ),
     Entry(
         "pix2pix-digits",
@@ -169,7 +170,8 @@ def page(runs: Path) -> str:
         "Made by `make gallery` on two CPU cores, one for each run, in minutes: small networks on the 1,797",
         "handwritten digits that scikit-learn ships. Nothing is picked: the first seeds, the first images. The",
         "commands are those that made the pictures; larger presets of the same systems are for a GPU",
-        "([systems](systems.md), [images to images](images-to-images.md), [StyleGAN2](stylegan2.md)).",
+        "([systems](systems.md), [images to images](images-to-images.md), [StyleGAN2](stylegan2.md)). In colour,",
+        "beside plain PyTorch: [on photographs](photographs.md).",
     ]
     for entry in ENTRIES:
         if not (PICTURES / f"{entry.preset}.png").exists():

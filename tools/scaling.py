@@ -15,6 +15,7 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastgan.cost import step_cost
+from fastgan.features import inception
+from fastgan.features.extractor import PREPARATIONS
 from fastgan.flat import ALIGNMENT
 from fastgan.losses import LOSSES
 from fastgan.presets import PRESETS
 
 GPUS = tuple(2**i for i in range(11))
 WIDTH = 4  # bytes of a gradient
+FEATURES = 9.6  # images a second through the Inception, on 2 cores of an AMD EPYC
+SHOWN = ("digits", "dcgan-64", "wgan-gp-64", "sngan-32", "r3gan-32", "r3gan-64", "r3gan-256")
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Constants:
     matmul, copy: operations and bytes a second of one GPU;  reach: part of these ceilings that a step reaches
     inside, between: bytes a second that a GPU exchanges within its machine, and a machine with the others
     per_machine:  GPUs of a machine;  latency: seconds of one hop
-    feed: images a second of one rank's feeder;  features: of an evaluation on one GPU, drawn and seen by the
-    network, 0 where that is not known;  metric: seconds for the scores themselves, which each rank computes
+    feed: images a second of one rank's feeder;  features: of the Inception on one GPU
+    metric: seconds for the scores themselves, which each rank computes
     """
 
     matmul: float = 243e9
@@ -51,8 +56,8 @@ class Constants:
     between: float = 0.75e9
     per_machine: int = 1
     latency: float = 135e-6
-    feed: float = 58_500.0
-    features: float = 0.0
+    feed: float = 398_000.0
+    features: float = FEATURES
     metric: float = 1.55
 
 
@@ -67,7 +72,8 @@ class Traffic:
 def traffic(config: Any) -> Traffic:
     """Of an unconditional GAN's step, from the shapes of its networks."""
     system = config.system
-    players = system.players(config.shape)
+    with torch.device("meta"):  # shapes are enough
+        players = system.players(config.shape)
     sizes = {name: _flat_bytes(player) for name, player in players.items()}
     norms = {name: sum(isinstance(m, _BatchNorm) for m in player.modules()) for name, player in players.items()}
     # A normalisation takes two sums forward and one backward (fastgan.nn.statistics).
@@ -102,7 +108,7 @@ class Row:
     gradients: float
     statistics: float
     feeding: float
-    evaluation: float
+    evaluation: float  # what it draws by the cost model, as the step
 
     @property
     def step(self) -> float:
@@ -113,6 +119,8 @@ def row(config: Any, gpus: int, batch: int, c: Constants, samples: int = 50_000,
     """batch: images per GPU;  samples, width: of an evaluation, whose features all ranks get."""
     sent = traffic(config)
     parts = step_cost(config.system, config.shape, batch).values()
+    drawn = step_cost(config.system, config.shape, 1)["generator forward"] * (1 / config.system.critic_steps)
+    drawing = drawn.seconds(c.matmul, c.copy) / c.reach
     gathered = 0.0
     if gpus > 1:
         link = c.inside if gpus <= c.per_machine else c.between
@@ -124,7 +132,7 @@ def row(config: Any, gpus: int, batch: int, c: Constants, samples: int = 50_000,
         gradients=sum(all_reduce_seconds(size, gpus, c) for size in sent.gradients),
         statistics=sent.statistics * all_reduce_seconds(0, gpus, c),
         feeding=batch * config.system.critic_steps / c.feed,
-        evaluation=samples / gpus / c.features + gathered + c.metric if c.features else math.nan,
+        evaluation=samples / gpus * (1 / c.features + drawing) + gathered + c.metric,
     )
 
 
@@ -150,8 +158,27 @@ def table(config: Any, c: Constants) -> list[str]:
             efficiency = alone.step / r.step * r.batch / alone.batch
             times = (r.compute, r.gradients, r.statistics, r.feeding, r.step)
             milliseconds = " | ".join(f"{1e3 * t:,.1f} ms" for t in times)
-            evaluation = f"{r.evaluation:.1f} s" if c.features else "-"
-            lines.append(f"| {r.gpus} | {r.batch} | {milliseconds} | {efficiency:.0%} | {evaluation} |")
+            lines.append(f"| {r.gpus} | {r.batch} | {milliseconds} | {efficiency:.0%} | {r.evaluation:,.1f} s |")
+    return lines
+
+
+def bytes_table(presets: Sequence[str]) -> list[str]:
+    """Lines of Markdown: what a step sends and is fed, from the shapes alone."""
+    lines = [
+        "| preset | batch | MB per all-reduce: critic turns + generator | gradients | sums of batch normalisation "
+        "| images, uint8 |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for name in presets:
+        config = PRESETS[name]
+        sent, steps = traffic(config), config.system.critic_steps
+        critic, generator = (f"{size / 1e6:.2f}" for size in (sent.gradients[0], sent.gradients[-1]))
+        turns = f"{steps} x {critic}" if steps > 1 else critic
+        fed = steps * config.batch * config.shape.channels * config.shape.size**2
+        lines.append(
+            f"| `{name}` | {config.batch} | {turns} + {generator} | {sum(sent.gradients) / 1e6:.2f} MB "
+            f"| {sent.statistics} | {fed / 1e6:.2f} MB |"
+        )
     return lines
 
 
@@ -170,7 +197,8 @@ def measure() -> list[str]:
     small, large = (float(times[key]) for key in ("small", "large"))
     return [
         f"gloo, 2 processes: {1e6 * small:.0f} us for 8 bytes, {64 / 1024 / large:.2f} GiB/s for 64 MiB",
-        f"feeder, 64x64 RGB in memory, one thread: {_feeder_rate():,.0f} images/s",
+        f"feeder, 64x64 RGB in memory: {_feeder_rate():,.0f} images/s",
+        f"Inception, random weights, features of 64x64: {_features_rate():,.1f} images/s",
     ]
 
 
@@ -211,11 +239,27 @@ def _feeder_rate(batches: int = 100) -> float:
         return 256 * batches / (time.perf_counter() - begin)
 
 
+def _features_rate(batch: int = 32, batches: int = 4) -> float:
+    """Images a second through resize and Inception, whose weights do not matter for its speed."""
+    torch.manual_seed(0)
+    network, prepare = inception.Inception().eval().to(memory_format=torch.channels_last), PREPARATIONS["tensorflow"]
+    images = torch.randint(0, 256, (batch, 3, 64, 64), dtype=torch.uint8)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(batches + 1):
+            begin = time.perf_counter()
+            large = prepare.resize(images, inception.SIDE)
+            network(large.sub(prepare.centre).div_(prepare.half).to(memory_format=torch.channels_last))
+            seconds.append(time.perf_counter() - begin)
+    return batch / statistics.median(seconds[1:])
+
+
 def main() -> None:
     defaults = Constants()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="dcgan-64", choices=sorted(PRESETS))
     parser.add_argument("--measure", action="store_true", help="measure this machine instead")
+    parser.add_argument("--bytes", action="store_true", help="what a step of each preset sends instead")
     scales = {
         "matmul-tflops": ("matmul", 1e12),
         "copy-gbs": ("copy", 1e9),
@@ -229,6 +273,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.measure:
         print("\n".join(measure()))
+        return
+    if given.bytes:
+        print("\n".join(bytes_table(SHOWN)))
         return
     values = {field: getattr(given, flag.replace("-", "_")) * unit for flag, (field, unit) in scales.items()}
     values["per_machine"] = int(values["per_machine"])

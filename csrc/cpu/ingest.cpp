@@ -9,9 +9,9 @@ namespace {
 using namespace fastgan;
 
 constexpr int64_t kShare = int64_t(1) << 15;  // elements that are worth a thread's turn
-constexpr int64_t kPiece = 1024;              // bytes between two looks at the next image
+constexpr int64_t kPiece = 512, kTurns = 2048;  // bytes between two looks at the next image; of flipped ones
 constexpr int64_t kLine = 64, kAligned = 32;
-constexpr int64_t kTooLarge = int64_t(8) << 20;  // bytes of a batch
+constexpr int64_t kTooLarge = int64_t(2) << 20;  // bytes of a batch
 
 template <typename T>
 void run(const Ingest& ingest, int threads) {
@@ -31,7 +31,7 @@ void run(const Ingest& ingest, int threads) {
       in_order<false>(from, some * row, table, to);
       continue;
     }
-    for (int64_t h = 0; h < some; ++h, from += row, to += row) reversed<false>(from, width, channels, table, to);
+    reversed<false>(from, some, width, channels, table, to);
   }
 }
 
@@ -60,11 +60,11 @@ int64_t run(const Gather& gather) {
     const uint8_t* next = gather.images + (after >= 0 && after < gather.count ? after : image) * size;
     T* out = static_cast<T*>(to.out) + n * size;
     const bool flip = to.flip && to.flip[n];
-    const int64_t piece = flip ? row : kPiece;
+    const int64_t piece = flip ? std::max<int64_t>(1, kTurns / std::max<int64_t>(1, row)) * row : kPiece;
     for (int64_t i = 0; i < size; i += piece) {
       const int64_t some = std::min(piece, size - i);
       ask_for(next + i, some);
-      if (flip) reversed<kPast>(from + i, to.width, to.channels, table, out + i);
+      if (flip) reversed<kPast>(from + i, some / row, to.width, to.channels, table, out + i);
       else in_order<kPast>(from + i, some, table, out + i);
     }
   }
@@ -72,7 +72,7 @@ int64_t run(const Gather& gather) {
   return -1;
 }
 
-// A batch that the cache cannot hold anyway is written past it, where every piece of it is aligned.
+// A batch of which the cache cannot hold several is written past it, where every piece of it is aligned.
 template <typename T>
 int64_t choose(const Gather& gather) {
   const int64_t row = gather.to.width * gather.to.channels * sizeof(T), size = gather.to.height * row;
@@ -96,7 +96,7 @@ int64_t fastgan_gather_cpu(const Gather* gather, IngestType type) {
     case IngestType::kFloat: return choose<float>(*gather);
     case IngestType::kBFloat16: return choose<BFloat16>(*gather);
     case IngestType::kHalf: return run<false, Half>(*gather);
-    case IngestType::kByte: return run<false, uint8_t>(*gather);
+    case IngestType::kByte: return choose<uint8_t>(*gather);
   }
   return -1;
 }

@@ -1,6 +1,7 @@
 // The inner loops of ingest and gather: values in their order, or the last pixel first.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "ingest.h"
@@ -29,7 +30,7 @@ struct Table<uint8_t> {
   }
 };
 
-constexpr int64_t kWidest = 4096;  // bytes of a row that is turned round before its values are looked at
+constexpr int64_t kTurned = 4096;  // bytes that are turned round before their values are looked at
 
 #ifdef FASTGAN_AVX2
 inline bool has_avx2() {
@@ -79,6 +80,13 @@ FASTGAN_AVX2 int64_t vectors(const uint8_t* from, int64_t n, BFloat16* to) {
   return i;
 }
 
+FASTGAN_AVX2 inline int64_t copied_past(const uint8_t* from, int64_t n, uint8_t* to) {
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+  return i;
+}
+
 // What was written past the cache comes before everything that is written from here on.
 inline void past_the_cache_until_here() { _mm_sfence(); }
 
@@ -120,23 +128,35 @@ void in_order(const uint8_t* from, int64_t n, const Table<T>& table, T* to) {
 
 template <bool kPast>
 void in_order(const uint8_t* from, int64_t n, const Table<uint8_t>&, uint8_t* to) {
-  memcpy(to, from, size_t(n));
+  int64_t i = 0;
+#ifdef FASTGAN_AVX2
+  if (kPast && has_avx2()) i = copied_past(from, n, to);
+#endif
+  memcpy(to + i, from + i, size_t(n - i));
 }
 
-// A row, the last pixel first.
+// Rows one after another, of each the last pixel first.
 template <bool kPast, typename T>
-void reversed(const uint8_t* row, int64_t width, int64_t channels, const Table<T>& table, T* to) {
+void reversed(const uint8_t* from, int64_t rows, int64_t width, int64_t channels, const Table<T>& table, T* to) {
+  const int64_t row = width * channels;
 #ifdef FASTGAN_AVX2
-  if (channels == 3 && 3 * width < kWidest && has_avx2()) {
-    uint8_t turned[kWidest];
-    turn_round(row, width, turned);
-    in_order<kPast>(turned, 3 * width, table, to);
+  if (channels == 3 && row < kTurned && has_avx2()) {
+    // Many rows before any is read again: a load that spans two stores waits until both have left the processor.
+    uint8_t turned[kTurned];
+    const int64_t most = (kTurned - 1) / row;
+    for (int64_t h = 0; h < rows; h += most) {
+      const int64_t some = std::min(most, rows - h);
+      for (int64_t i = 0; i < some; ++i) turn_round(from + (h + i) * row, width, turned + i * row);
+      in_order<kPast>(turned, some * row, table, to + h * row);
+    }
     return;
   }
 #endif
-  const uint8_t* last = row + (width - 1) * channels;
-  for (int64_t w = 0; w < width; ++w, last -= channels, to += channels)
-    for (int64_t c = 0; c < channels; ++c) to[c] = table.at[last[c]];
+  for (int64_t h = 0; h < rows; ++h) {
+    const uint8_t* last = from + h * row + (width - 1) * channels;
+    for (int64_t w = 0; w < width; ++w, last -= channels, to += channels)
+      for (int64_t c = 0; c < channels; ++c) to[c] = table.at[last[c]];
+  }
 }
 
 }  // namespace fastgan

@@ -235,5 +235,5 @@ def run_bench(command: Bench) -> int:
     from fastgan.trial import bench_preset
 
     c = command
-    bench_preset(c.preset, c.batch, c.device, c.steps, c.set, c.against, c.plot, say)
+    bench_preset(c.preset, c.batch, c.device, c.steps, c.set, c.against, c.out, say)
     return 0

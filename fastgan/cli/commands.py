@@ -252,8 +252,8 @@ class Bench:
     """timed rounds, after untimed ones"""
     against: str = ""
     """eager, compile or eager,compile: plain PyTorch with the same networks and losses, timed in turn"""
-    plot: Path | None = None
-    """SVG file for the parts of the step beside their floors"""
+    out: Annotated[Path | None, _default("runs/bench-PRESET")] = None
+    """folder for step.json, all times, and step.svg, the parts of the step beside their floors"""
     set: Annotated[list[str], UseAppendAction] = field(default_factory=list)
     """any key of the config, such as data.size=128"""
     device: str = "auto"

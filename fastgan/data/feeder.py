@@ -10,7 +10,6 @@ numbers. Pixels cross the bus as uint8; they are turned into floating point and 
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from fastgan.contract import Batch
 from fastgan.data.image_set import ImageSet
-from fastgan.data.lanes import AHEAD, PREFETCH, Memory, Plan, Side, Slot, lanes_for
+from fastgan.data.lanes import Memory, Plan, Side, Slot, new_lane
 from fastgan.data.options import FEEDERS
 from fastgan.data.order import Order
 from fastgan.errors import FastganError, suggest
@@ -67,8 +66,8 @@ class Feeder:
         the memory that is free
 
     Raises FastganError when the batches of all ranks together exceed the set, for pairs that are none, and from `next`
-    whatever went wrong in the thread. A context manager; `close` ends the thread. The thread makes no device calls, so
-    that it does not disturb graph capture; the next batch is copied while the device computes on the one before.
+    whatever went wrong in the threads. A context manager; `close` ends them. They make no device calls, so that they do
+    not disturb graph capture; the next batch is copied while the device computes on the one before.
     """
 
     def __init__(
@@ -108,23 +107,19 @@ class Feeder:
                     raise
         order = Order(seed, len(images), batch, batch * world, mirror, len(source) if source else 0, aligned)
         order = replace(order, block=images.block, source_block=source.block if source else 0)
-        self._plan = Plan(images, source, order, self.kind == "resident", self.device.type == "cpu")
+        self._plan = self._plan_for(images, source, order)
         self._sample = first_sample + rank * batch
-        self._lanes = lanes_for(self._plan, self._sample)
-        self._taken, self._closed = 0, False
+        self._lane, self._closed = new_lane(self._plan, self._sample), False
         self._staged: _Staged | BaseException | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._memory = Memory()
-        for lane in self._lanes:
-            lane.start(self._new_slot, PREFETCH if len(self._lanes) == 1 else AHEAD)
+        for _ in range(self._lane.slots):
+            self._lane.give(self._new_slot())
 
     @property
     def images_per_second(self) -> float:
         """Images that the threads make ready in a second of their work; 0 before the first, and for resident ones."""
-        if self._plan.resident:
-            return 0.0
-        clocks = [lane.clock for lane in self._lanes]
-        return sum(clock.images / clock.seconds for clock in clocks if clock.seconds)
+        return self._lane.images_per_second
 
     @property
     def description(self) -> str:
@@ -133,7 +128,7 @@ class Feeder:
             where = "the GPU" if self.device.type == "cuda" else "the device"
             size = sum(part.nbytes for part in self._on_device if part is not None)
             return f"resident on {where} ({size / 1e6:,.1f} MB)"
-        return WAYS[self.kind]
+        return WAYS[self.kind].replace("one thread", "two threads" if self._lane.threads == 2 else "one thread")
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -154,11 +149,7 @@ class Feeder:
     def close(self) -> None:
         """Ends the threads; what they are reading is finished first, but not waited for beyond ten seconds."""
         self._closed = True
-        for lane in self._lanes:
-            lane.stop()
-        deadline = time.monotonic() + CLOSE_SECONDS
-        for lane in self._lanes:
-            lane.thread.join(max(deadline - time.monotonic(), 0.0))
+        self._lane.stop(CLOSE_SECONDS)
 
     def __enter__(self) -> Feeder:
         return self
@@ -171,17 +162,14 @@ class Feeder:
     def _stage(self, wait: bool) -> _Staged | BaseException | None:
         """Begins to copy the next batch; None where it is not ready and must not be waited for."""
         begin = time.perf_counter()
-        lane = self._lanes[self._taken % len(self._lanes)]
-        try:
-            slot = lane.ready.get(block=wait)
-        except queue.Empty:
+        slot = self._lane.take(wait)
+        if slot is None:
             return None
         if wait:
             self.wait_seconds += time.perf_counter() - begin
         if isinstance(slot, BaseException):
             return slot
-        self._taken += 1
-        lane.free.put(self._new_slot())
+        self._lane.give(self._new_slot())
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             images, source = self._copy(slot.images), None if slot.source is None else self._copy(slot.source)
             labels = None if slot.labels is None else slot.labels.to(self.device, non_blocking=True)
@@ -217,6 +205,11 @@ class Feeder:
             return pixels.permute(0, 3, 1, 2)
         return ingest(pixels, side.flipped, self.dtype)
 
+    def _plan_for(self, images: ImageSet, source: ImageSet | None, order: Order) -> Plan:
+        on_host = self.device.type == "cpu"
+        kind = torch.float32 if self.dtype == torch.float64 else self.dtype  # of which float64 is made
+        return Plan(images, source, order, self.kind == "resident", on_host, kind if on_host else torch.uint8)
+
     def _new_slot(self) -> Slot:
         """Fresh memory. Pinned memory comes from torch's cache, which waits for the copies out of it."""
         plan, pin = self._plan, self.device.type == "cuda"
@@ -224,9 +217,7 @@ class Feeder:
 
         def side(images: ImageSet) -> Side:
             shape: tuple[int, ...] = (number, images.size, images.size, images.channels)
-            kind = torch.float32 if self.dtype == torch.float64 else self.dtype
-            if not plan.on_host:
-                kind = torch.uint8
+            kind = plan.dtype
             if plan.resident:
                 shape, kind = (number,), torch.int64
             flipped = torch.empty(number, dtype=torch.bool, pin_memory=pin) if plan.order.mirror else None

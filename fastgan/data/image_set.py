@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ class ImageSet:
 
     name: what messages call the set (the path as it was given)
     fetch: (indices [N], out [N, size, size, channels]) -> None, fills `out`
-    labels: [count] int64 class numbers, or None where the set has no classes
+    labels: [count] class numbers, or None where the set has no classes; of a stream they are known once an image was
+        read, and -1 before
     classes: names of the classes, in the order of their numbers; () without labels
     summary: one line for the log
     left_out: one line for each unusable image that was left out
@@ -43,7 +44,7 @@ class ImageSet:
     count: int
     fetch: Callable[[Indices, Pixels], None]
     summary: str
-    labels: Indices | None = None
+    labels: NDArray[np.integer[Any]] | None = None
     classes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     rejected: int = 0
@@ -80,7 +81,7 @@ class ImageSet:
         Raises FastganError for a label that is no class: labels that are mapped from a file are not read before.
         """
         assert self.labels is not None
-        np.take(self.labels, indices, out=out, mode="clip")
+        out[:] = self.labels[indices]
         if len(out) and not (out.min() >= 0 and out.max() < len(self.classes)):
             raise FastganError(
                 f"{self.name}: damaged labels: expected 0 to {len(self.classes) - 1}, got {out.min()} to {out.max()}; "

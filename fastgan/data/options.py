@@ -46,7 +46,7 @@ class DataOptions:
     """Of pairs: "AtoB" translates A into B, "BtoA" the other way."""
 
     classes: int = 0
-    """Number of classes; 0: as many as the set has. A run fills it in."""
+    """Number of classes; 0: as many as the set has, of a litdata stream none. A run fills it in."""
 
     source_channels: int = 0
     """Channels of the second set of images that a translation starts from; 0: there is none. A run fills it in."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastgan.errors import FastganError
 
-Buffer: TypeAlias = bytes | bytearray | memoryview | NDArray[Any]
+Buffer: TypeAlias = Any  # bytes, a memoryview or an array in one piece
 AS_STORED = 3  # as IngestType in csrc/ingest.h
 
 
@@ -69,7 +69,7 @@ class Rows:
             assert self.sums.shape == self.pixels.shape[:1]
             self.sums = np.ascontiguousarray(self.sums, np.uint32)
             self.seen = np.zeros(len(self.pixels), np.uint8) if self.once else None  # untouched, it takes no memory
-        self._addresses = address(self.pixels), address(self.sums), address(self.seen)
+        self.addresses = address(self.pixels), address(self.sums), address(self.seen)
 
     def copy(self, numbers: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Writes images `numbers` [N] into `out` [N, H, W, C].
@@ -92,11 +92,11 @@ class Rows:
         """The same by the native part: into the memory at `out`, in the type `kind`, flipped as the [N] bool at `flip`
         say. 0: no image is."""
         numbers = np.ascontiguousarray(numbers, np.int64)
-        pixels, sums, seen = self._addresses
+        pixels, sums, seen = self.addresses
         shape = (len(numbers), *self.pixels.shape[1:])
         bad = module.gather_cpu((pixels, address(numbers), sums, seen, flip, out), len(self.pixels), shape, kind)
         if bad >= 0:
-            raise self._bad(int(numbers[bad]))
+            raise self.bad(int(numbers[bad]))
 
     def _compare(self, numbers: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
         outside = (numbers < 0) | (numbers >= len(self.pixels))
@@ -106,12 +106,13 @@ class Rows:
         for number, image in zip(numbers.tolist(), images, strict=True):
             if self.seen is not None and self.seen[number]:
                 continue
-            if zlib.crc32(np.ascontiguousarray(image)) != int(self.sums[number]):
-                raise self._bad(number)
+            if zlib.crc32(np.ascontiguousarray(image).data) != int(self.sums[number]):
+                raise self.bad(number)
             if self.seen is not None:
                 self.seen[number] = 1
 
-    def _bad(self, number: int) -> FastganError:
+    def bad(self, number: int) -> FastganError:
+        """What is to be said of an image that is not as its sum says."""
         assert 0 <= number < len(self.pixels), f"image {number} of {len(self.pixels)}"
         return FastganError(f"{self.name(number)}: does not match its checksum; copy it again, or pack again")
 

@@ -9,6 +9,7 @@ when it is made, as packs are. litdata is loaded only when a stream is opened; `
 from __future__ import annotations
 
 import io
+import operator
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fastgan.data.decode import BadImage, decode, fit, flatten
@@ -27,6 +29,9 @@ from fastgan.errors import FastganError
 
 SCHEMES = ("s3://", "gs://", "r2://", "azure://", "hf://", "http://", "https://", "local:")
 KEYS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixels")
+LABEL_KEYS = ("label", "cls", "class", "target", "y")
+UNKNOWN = -1  # the label of an image that was not read yet
+UNUSED = "its labels are not used: data.classes=N says how many classes there are"
 BLOCK = 65536  # images that are shuffled together: a few chunks, which stay in litdata's cache meanwhile
 
 
@@ -45,7 +50,8 @@ def open_stream(options: DataOptions) -> ImageSet:
     """The images of a litdata dataset. Each is checked when it is read.
 
     An item is the image, or a dict or a tuple with it: the bytes of a PNG, JPEG or WebP file, [H, W, C] or [C, H, W]
-    uint8, or a Pillow image. Its label is not used. Raises FastganError without litdata, and where it cannot open it.
+    uint8, or a Pillow image. Its label, a number, is used where `options.classes` says how many there are: it is known
+    once the image was read. Raises FastganError without litdata, and where it cannot open it.
     """
     name = printable(options.path)
     try:
@@ -62,19 +68,33 @@ def open_stream(options: DataOptions) -> ImageSet:
         raise FastganError(f"data {name}: litdata cannot open it ({reason}); see its path and credentials") from error
     if count < 2:
         raise FastganError(f"data {name}: {count} images; training needs at least 2")
+    labels = np.full(count, UNKNOWN, np.int32) if options.classes else None
+    notes = () if labels is not None or not _has_label(dataset) else (UNUSED,)
     return ImageSet(
         name=name,
         size=options.size,
         channels=options.channels,
         count=count,
-        fetch=_fetcher(dataset, name, options),
-        summary=describe(name, count, options.shape, 0, "streamed by litdata"),
+        fetch=_fetcher(dataset, name, options, labels),
+        labels=labels,
+        classes=tuple(map(str, range(options.classes))),
+        summary=describe(name, count, options.shape, options.classes, "streamed by litdata", notes),
         kind="stream",
         block=BLOCK,
     )
 
 
-def _fetcher(dataset: Any, name: str, options: DataOptions) -> Callable[[Indices, Pixels], None]:
+def _has_label(dataset: Any) -> bool:
+    """Whether the first item has one. What is wrong with it is said when it is read as an image."""
+    try:
+        return label_of(dataset[0]) is not None
+    except Exception:
+        return False
+
+
+def _fetcher(
+    dataset: Any, name: str, options: DataOptions, labels: NDArray[np.int32] | None
+) -> Callable[[Indices, Pixels], None]:
     pool = ThreadPoolExecutor(options.threads, thread_name_prefix="fastgan-decode")
     lock = threading.Lock()  # a dataset reads for one thread at a time
 
@@ -85,6 +105,8 @@ def _fetcher(dataset: Any, name: str, options: DataOptions) -> Callable[[Indices
         def piece(positions: range) -> None:
             for position in positions:
                 try:
+                    if labels is not None:
+                        labels[indices[position]] = _class_of(items[position], options.classes)
                     out[position] = to_pixels(items[position], options)
                 except BadImage as error:
                     raise FastganError(f"data {name}: image {indices[position]} {error}; replace it") from error
@@ -122,6 +144,26 @@ def to_pixels(item: Any, options: DataOptions) -> Pixels:
     if array.ndim == 3 and array.shape[-1] != 3:
         raise BadImage(f"is uint8 {array.shape}, not [H, W, C] or [C, H, W] of 1 or 3 channels")
     return fit(flatten(Image.fromarray(np.ascontiguousarray(array)), options.channels), options)
+
+
+def label_of(item: Any) -> Any:
+    """The label in an item: by its key in a dict, else the first number beside the image; None where there is none."""
+    if isinstance(item, dict):
+        return next((item[key] for key in LABEL_KEYS if key in item), None)
+    if isinstance(item, (tuple, list)):
+        return next((part for part in item if isinstance(part, (int, np.integer))), None)
+    return None
+
+
+def _class_of(item: Any, classes: int) -> int:
+    label = label_of(item)
+    try:
+        number = operator.index(label)
+    except TypeError:
+        number = UNKNOWN
+    if not 0 <= number < classes:
+        raise BadImage(f"has the label {str(label)[:40]!r}, not a number from 0 to {classes - 1} (data.classes)")
+    return number
 
 
 def _image_of(item: Any) -> Any:

@@ -13,12 +13,14 @@ from fastgan.models.unet import UNet
 NETWORKS = {"dcgan": DCGAN, "dense": Dense, "r3gan": R3GAN, "resnet": ResNet, "stylegan2": StyleGAN2}
 """Name -> family. A new family is its file, its test and its line here."""
 
-# Networks from images to images, and their critics: `translator`, `upscaler`, `critic`.
+TRANSLATORS = {"resnet_translator": ResNetTranslator, "srresnet": SRResNet, "unet": UNet}
+"""Name -> family of networks from images to images, with `translator` or `upscaler`."""
 
 __all__ = [
     "DCGAN",
     "NETWORKS",
     "R3GAN",
+    "TRANSLATORS",
     "Dense",
     "PatchCritic",
     "ResNet",

@@ -19,24 +19,28 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d with the same state, which on a CPU takes the faster way for each gradient (kernels/convolution.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._runs_here(x):
-            weight, options = self.weight, (self.stride, self.padding, self.dilation)
-            how = plan(x.shape, weight.shape, *options, x.dtype)  # type: ignore[arg-type]
-            if how.forward or (torch.is_grad_enabled() and (how.input or how.weight)):
-                return convolution(x, weight, self.bias, *options)  # type: ignore[arg-type]
-            return self._conv_forward(x, weight, self.bias)
-        return super().forward(x)
+        if not self._runs_here(x):
+            return super().forward(x)
+        shape, options = (self.out_channels, self.in_channels, *self.kernel_size), (self.padding, self.dilation)
+        how = plan(x.shape, shape, self.stride, *options, x.dtype)  # type: ignore[arg-type]
+        if not (how.forward or (torch.is_grad_enabled() and (how.input or how.weight))):
+            return super().forward(x)
+        weight = self.weight  # read once: where it is computed, as by spectral normalisation, that changes state
+        if weight.dtype != x.dtype:
+            refused: Tensor = self._conv_forward(x, weight, self.bias)
+            return refused
+        return convolution(x, weight, self.bias, self.stride, *options)  # type: ignore[arg-type]
 
     def _runs_here(self, x: Tensor) -> bool:
         """Whether PyTorch is computing with plain channels-last tensors, and nothing else is asked of the layer."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return False
         plain = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.shape[1] == self.in_channels
         if not plain or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
             return False
         usual = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         last = x.is_contiguous(memory_format=torch.channels_last)
-        return usual and last and x.dtype == self.weight.dtype and min(x.shape[2:]) >= min(self.kernel_size)
+        return usual and last and min(x.shape[2:]) >= max(self.kernel_size)
 
 
 class BatchNormAct2d(nn.BatchNorm2d):

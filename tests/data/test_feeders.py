@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,9 +16,12 @@ from fastgan.contract import Batch
 from fastgan.data import DataOptions, ImageSet, open_images
 from fastgan.data.feeder import Feeder
 from fastgan.data.image_set import fetch_from
+from fastgan.data.lanes import KEPT, NativeLane
 from fastgan.data.order import BLOCK, Order
 from fastgan.data.pack import pack
+from fastgan.data.pack_format import shard_path
 from fastgan.data.pack_source import PackOptions
+from fastgan.data.rows import native
 from fastgan.data.sampler import flips, image_order, second_seed
 from fastgan.errors import FastganError
 
@@ -115,6 +119,45 @@ def test_the_way_is_named(packs: Path) -> None:
         Feeder(opened(packs / "raw"), seed=0, batch=4, kind="gpu")
 
 
+def test_a_changed_pixel_of_a_raw_pack_is_found_where_it_is_first_shown(packs: Path, tmp_path: Path) -> None:
+    shutil.copytree(packs / "raw", tmp_path / "raw")
+    shard = shard_path(tmp_path / "raw", 0)
+    data = bytearray(shard.read_bytes())
+    data[SIZE * SIZE * 3 * 7 + 5] ^= 4
+    shard.write_bytes(data)
+    at = int(np.flatnonzero(image_order(3, len(opened(packs / "raw")), np.arange(24)) == 7)[0]) // 8
+    for kind in ("host", "resident"):
+        with pytest.raises(FastganError, match=r"image 7 in shard-00000\.bin: does not match its checksum; copy it"):
+            take(at + 1, opened(tmp_path / "raw"), kind=kind)
+    assert equal(take(at, opened(tmp_path / "raw")), take(at, opened(packs / "raw")))
+
+
+@pytest.mark.parametrize("source", [False, True])
+def test_both_lanes_give_the_same_batches(monkeypatch: pytest.MonkeyPatch, source: bool) -> None:
+    """Two native threads, one, and the thread of Python; with labels, a second set, and blocks of the order."""
+    if native() is None:
+        pytest.skip("no native part")
+    labelled = made(50, labels=np.arange(50) % 7, classes=tuple("abcdefg"), block=16)
+    more = {"source": made(41, seed=1, channels=1)} if source else {}
+    found = {}
+    for name, share in (("two", 1), ("one", 1 << 40)):
+        monkeypatch.setattr("fastgan.data.lanes.SHARE_BYTES", share)
+        found[name] = take(30, labelled, dtype=torch.bfloat16, first_sample=16, **more)
+        with Feeder(labelled, seed=3, batch=8) as feeder:
+            assert isinstance(feeder._lane, NativeLane)
+            assert feeder._lane.threads == {"two": min(2, DataOptions().threads), "one": 1}[name]
+    monkeypatch.setattr("fastgan.data.lanes.native", lambda: None)
+    found["Python"] = take(30, labelled, dtype=torch.bfloat16, first_sample=16, **more)
+    assert equal(found["one"], found["Python"])
+    assert equal(found["two"], found["Python"])
+
+
+def test_a_label_that_is_no_class_is_said() -> None:
+    bad = made(20, labels=np.where(np.arange(20) == 13, 7, 0), classes=("a", "b"))
+    with pytest.raises(FastganError, match=r"set 0: damaged labels: expected 0 to 1, got 7 to 7"):
+        take(3, bad)
+
+
 @pytest.mark.parametrize("kind", ["host", "resident"])
 def test_pairs_share_their_number_and_their_flip(kind: str) -> None:
     images, source = made(20), made(20, seed=1, channels=1)
@@ -196,7 +239,7 @@ def test_memory_is_used_again_but_never_while_somebody_has_it() -> None:
         assert all(map(torch.equal, [batch.images for batch in kept], copies[4:]))
         del kept, views, copies
         places = {next(feeder).images.data_ptr() for _ in range(60)}
-        assert len(places) <= 12
+        assert len(places) <= KEPT
 
 
 def test_blocks_of_the_order_do_not_show() -> None:

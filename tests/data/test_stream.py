@@ -16,8 +16,10 @@ from PIL import Image
 
 from fastgan.data import DataOptions, open_images
 from fastgan.data.feeder import Feeder
+from fastgan.data.sampler import image_order
 from fastgan.data.stream import is_stream
 from fastgan.errors import FastganError
+from fastgan.pictures import picture_batch
 
 COUNT = 40
 ITEMS = {
@@ -67,6 +69,23 @@ def test_items_of_every_kind(monkeypatch: pytest.MonkeyPatch, kind: str) -> None
 def take(images: object, number: int, **more: object) -> list:
     with Feeder(images, **{"seed": 1, "batch": 8, **more}) as feeder:
         return list(islice(feeder, number))
+
+
+@pytest.mark.parametrize("kind", ["bytes in a dict", "tensors [C, H, W] in a tuple"])
+def test_labels_come_with_the_images(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    stand_in(monkeypatch, ITEMS[kind])
+    assert "its labels are not used: data.classes=N" in open_images(options()).summary
+    images = open_images(options(classes=3))
+    assert images.classes == ("0", "1", "2")
+    assert "40 images in 3 classes" in images.summary
+    for number, batch in enumerate(take(images, 7)):
+        numbers = image_order(1, COUNT, np.arange(8 * number, 8 * number + 8), images.block)
+        assert batch.labels.tolist() == (numbers % 3).tolist()
+    pictures = picture_batch(images, range(4), torch.device("cpu"))
+    assert pictures.labels.tolist() == [0, 1, 2, 0]
+    few = open_images(options(classes=2))
+    with pytest.raises(FastganError, match=r"image 2 has the label '2', not a number from 0 to 1 \(data.classes\)"):
+        few.read(np.array([1, 2]))
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ def test_the_module_is_a_convolution_of_pytorch() -> None:
             found = [torch.autograd.grad(m(x).square().sum(), [x, *m.parameters()]) for m in (mine, plain)]
             for one, other in zip(*found, strict=True):
                 torch.testing.assert_close(one, other)
+    spectral = [torch.nn.utils.parametrizations.spectral_norm(m) for m in (Conv2d(3, 4, 4), nn.Conv2d(3, 4, 4))]
+    spectral[0].load_state_dict(spectral[1].state_dict())
+    for layer in spectral:
+        layer(random((2, 3, 4, 4), torch.float32)).sum().backward()
+    for one, other in zip(*(m.state_dict().values() for m in spectral), strict=True):
+        torch.testing.assert_close(one, other)
     with pytest.raises(RuntimeError, match="channels"):
         mine(torch.zeros(1, 4, 8, 8))
 
