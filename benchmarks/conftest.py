@@ -90,7 +90,8 @@ class Comparison:
         memory: Mapping[str, int] | None = None,
         notes: Mapping[str, str] | None = None,
     ) -> bench.Case:
-        seconds = bench.measure(candidates, device=self.device, rounds=rounds, budget=self.config.getoption("--budget"))
+        budget, pause = self.config.getoption("--budget"), 0.0 if self.device == "cuda" else 0.1
+        seconds = bench.measure(candidates, device=self.device, rounds=rounds, budget=budget, pause=pause)
         seconds = {name: [float(f"{s:.5g}") for s in times] for name, times in seconds.items()}
         result = bench.Case(case, ours, seconds, bytes, flops, dict(memory or {}), dict(notes or {}))
         self.keep(subject, result)

@@ -106,7 +106,7 @@ class Rows:
         for number, image in zip(numbers.tolist(), images, strict=True):
             if self.seen is not None and self.seen[number]:
                 continue
-            if zlib.crc32(np.ascontiguousarray(image).data) != int(self.sums[number]):
+            if zlib.crc32(image.tobytes()) != int(self.sums[number]):
                 raise self.bad(number)
             if self.seen is not None:
                 self.seen[number] = 1
