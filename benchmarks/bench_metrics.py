@@ -145,7 +145,7 @@ def test_few_samples(ratio, device):
     """n = 1000 at d = 2048: from statistics that keep their features, new each time; SciPy gets its covariances."""
     n = 1000
     arrays, _, exact = covariances(n, device)
-    x, y = (torch.from_numpy(features(seed, n)).double().to(device) for seed in (1, 2))
+    x, y = (torch.from_numpy(features(seed, n)).to(device) for seed in (1, 2))  # fp32, as a network gives them
 
     def ours() -> float:
         first, second = (metrics.FeatureStatistics().update(z) for z in (x, y))

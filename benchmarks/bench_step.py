@@ -113,9 +113,14 @@ def compile_limit(request):
     return request.config.getoption("--compile-limit")
 
 
+@pytest.fixture
+def memory_runs(request):
+    return request.config.getoption("--memory-runs")
+
+
 @pytest.mark.timeout(5400)
 @pytest.mark.parametrize("preset", list(BATCHES))
-def test_step(preset, ratio, device, processes, compile_limit):
+def test_step(preset, ratio, device, processes, compile_limit, memory_runs):
     if device not in BATCHES[preset]:
         pytest.skip(f"{preset} is too large for a {device.upper()}")
     config = steps.config_of(preset, BATCHES[preset][device], device)
@@ -138,7 +143,7 @@ def test_step(preset, ratio, device, processes, compile_limit):
         candidates[compiled] = step
     share = steps.overhead(config, device)
     notes[f"{preset}, engine"] = f"{share:.1%} of the step is not forward, backward or update"
-    peaks = {name: memory.measured(preset, name, config.batch, device) for name in names}
+    peaks = {name: memory.measured(preset, name, config.batch, device, memory_runs) for name in names}
     cycle = config.system.penalty_every
     what = f"{preset}, batch {config.batch}" + (f", {cycle} steps" if cycle > 1 else "")
     cost = total(cycle_cost(config)) * cycle
@@ -160,7 +165,7 @@ def test_step(preset, ratio, device, processes, compile_limit):
 
 @pytest.mark.timeout(5400)
 @pytest.mark.parametrize("preset", list(STYLES))
-def test_styles(preset, ratio, device, processes, compile_limit):
+def test_styles(preset, ratio, device, processes, compile_limit, memory_runs):
     """StyleGAN2 with both lazy penalties: 16 steps."""
     if device not in STYLES[preset]:
         pytest.skip(f"{preset} is too large for a {device.upper()}")
@@ -180,7 +185,7 @@ def test_styles(preset, ratio, device, processes, compile_limit):
         notes[f"{preset}, {compiled}"] = step
     else:
         candidates[compiled] = step
-    peaks = {name: memory.measured(preset, name, config.batch, device) for name in names}
+    peaks = {name: memory.measured(preset, name, config.batch, device, memory_runs) for name in names}
     what = f"{preset}, batch {config.batch}, {steps.cycle_of(config)} steps"
     case = ratio("step", what, candidates, OURS, rounds=7, memory=peaks, notes=notes)
     assert min(case.ratio(name).high for name in TIDY) >= 1.0, "slower than the tidy loop"

@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "runs of the same commit on the same machine",
     )
     group.addoption("--compile-limit", type=float, default=600.0, help="seconds that torch.compile has for a loop")
+    group.addoption(
+        "--memory-runs", type=int, default=3, help="processes that measure a CPU's peak memory, the median counts"
+    )
     group.addoption("--images", type=int, default=None, help="images that bench_eval scores")
     group.addoption("--results", default=str(RESULTS), help="folder of the results; default: benchmarks/results")
 
@@ -87,7 +90,8 @@ class Comparison:
         memory: Mapping[str, int] | None = None,
         notes: Mapping[str, str] | None = None,
     ) -> bench.Case:
-        seconds = bench.measure(candidates, device=self.device, rounds=rounds, budget=self.config.getoption("--budget"))
+        budget, pause = self.config.getoption("--budget"), 0.0 if self.device == "cuda" else 0.1
+        seconds = bench.measure(candidates, device=self.device, rounds=rounds, budget=budget, pause=pause)
         seconds = {name: [float(f"{s:.5g}") for s in times] for name, times in seconds.items()}
         result = bench.Case(case, ours, seconds, bytes, flops, dict(memory or {}), dict(notes or {}))
         self.keep(subject, result)

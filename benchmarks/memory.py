@@ -62,9 +62,9 @@ def rise(step: Callable[[], object], device: str) -> int:
     return bench.peak_memory(device) - before
 
 
-def measured(preset: str, candidate: str, batch: int, device: str) -> int:
-    """The bytes that a running training takes, as a process of its own prints them."""
-    return in_new_process("benchmarks.memory", [preset, candidate, str(batch)], device)
+def measured(preset: str, candidate: str, batch: int, device: str, runs: int) -> int:
+    """The bytes that a running training takes, as a process of its own prints them; on a CPU the median of `runs`."""
+    return in_new_process("benchmarks.memory", [preset, candidate, str(batch)], device, runs)
 
 
 def in_new_process(module: str, arguments: list[str], device: str, runs_on_cpu: int = 3) -> int:

@@ -157,6 +157,7 @@ def measure(
     min_time: float = 0.05,
     budget: float = math.inf,
     warmup: int = 2,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds per call of every candidate in each round, the candidates in turn: A B C A B C ...
 
@@ -165,6 +166,8 @@ def measure(
     min_time:   seconds that a sample should last: short calls are repeated within it
     budget:     seconds after which no new round starts, not counting the warm-up
     warmup:     untimed calls of each candidate first, to keep compilation and allocation out of the numbers
+    pause:      seconds without work before each sample: libraries' threads wait for more, each on a processor, for some
+                tens of milliseconds after a call
 
     On a GPU every call is timed by device events and starts with a cold L2 cache.
     """
@@ -183,6 +186,7 @@ def measure(
         if number >= 3 and time.perf_counter() - start > budget:
             break
         for name, function in candidates.items():
+            time.sleep(pause)
             seconds[name].append(sample(function, calls[name], device))
     return seconds
 

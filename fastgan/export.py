@@ -67,7 +67,7 @@ def _dynamic(generator: Network) -> tuple[Any, ...]:
     """Which sizes of the input may be others: how many there are, and for super-resolution how large they are."""
     count = torch.export.Dim("count", min=1, max=1 << 20)
     if isinstance(generator, Translator) and generator.scale > 1:
-        sides = (torch.export.Dim(name, min=8, max=1 << 14) for name in ("height", "width"))
+        sides = (torch.export.Dim(name, min=2, max=1 << 14) for name in ("height", "width"))
         return ({0: count} | dict(enumerate(sides, 2)),)
     return ({0: count},)
 

@@ -19,7 +19,7 @@ from fastgan.errors import FastganError
 from fastgan.evaluation import METRICS, Progress, evaluate, generated_images, numbers_of, parse_metrics
 from fastgan.features import open_extractor
 from fastgan.image_scores import OF_IMAGES, OF_PAIRS, Distance, Given, Run, perceptual
-from fastgan.metrics import FeatureStatistics
+from fastgan.metrics import FeatureStatistics, prd_svg
 from fastgan.metrics.result import Result
 from fastgan.metrics.sources import Images, images_of
 from fastgan.trained import load_run
@@ -43,6 +43,7 @@ class SourceOptions:
     resize: str
     batch: int
     bf16: bool = False
+    plot: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def score(options: SourceOptions, metrics: str, progress: Progress, say: Say, ra
     Raises FastganError for what the user can mend.
     """
     names = parse_metrics(metrics, (*METRICS, *OF_IMAGES, *OF_PAIRS))
+    if options.plot is not None and "prd" not in names:
+        raise FastganError(f"--plot {options.plot}: shows the curve of the metric prd; add it to --metrics")
     for name in ("samples", "batch"):
         if getattr(options, name) < (2 if name == "samples" else 1):
             raise FastganError(
@@ -128,6 +131,15 @@ def scores_as_text(scores: Scores) -> str:
             *(f"warning: {warning}" for warning in warnings),
         )
     )
+
+
+def plot_scores(scores: Scores, path: Path) -> None:
+    """The curve of the metric prd as an SVG file."""
+    found = next(result for result in scores.results if result.name == "prd")
+    try:
+        path.write_text(prd_svg({scores.fake: found}))
+    except OSError as error:
+        raise FastganError(f"cannot write {path}: {error.strerror}; choose another path") from None
 
 
 def scores_as_json(scores: Scores) -> str:

@@ -139,9 +139,10 @@ def parts_of(config: Config, step: Step, batches: Callable[[], Batch], cycles: i
         clock.close()
     costs = cycle_cost(config)
     wanted = ("r1", "r2", "wgan_gp", "simultaneous")
-    swept = any(getattr(_gan(config), name, False) for name in wanted)
+    swept = any(getattr(_gan(config), name, False) for name in wanted) and "r1's turn" not in clock.seconds
     called = {"critic's turn": "critic's turn: sweep" if swept else "critic's turn: forward, backward"}
-    order = [name for name in ORDER if name in clock.seconds] + [name for name in clock.seconds if name not in ORDER]
+    turns = [name for name in clock.seconds if name.endswith("'s turn") and name not in ORDER]
+    order = [name for name in (*ORDER[:3], *turns, *ORDER[3:]) if name in clock.seconds]
     return [Part(called.get(name, name), clock.seconds[name] / steps, costs.get(name)) for name in order]
 
 
@@ -203,7 +204,8 @@ def bench_step(config: Config, steps: int, say: Callable[[str], None], against: 
     for name in case.seconds:
         ratio = "" if name == "fastgan" else f"; fastgan is {case.ratio(name)} as fast"
         say(f"  {name:<44}{images / case.median(name):10.1f} images/s {bench.duration(case.median(name)):>9}{ratio}")
-    say(f"peak memory {peak / 2**20:.0f} MiB (of this process, without others); means: {step.read_statistics()}")
+    means = ", ".join(f"{name} {value:.3g}" for name, value in step.read_statistics().items())
+    say(f"peak memory {peak / 2**20:.0f} MiB (of this process, without others); means: {means}")
     parts = parts_of(config, plain, batches, max(1, steps // every))
     say(table(parts, matmul_rate, copy_rate, median))
     if _has_cost(config):
@@ -255,7 +257,7 @@ def chart(parts: Sequence[Part], matmul_rate: float, copy_rate: float) -> str:
     for part, floor in zip(parts, floors, strict=True):
         length, dark = round(part.seconds * scale), round(min(floor, part.seconds) * scale)
         lines.append(f"{part.name:<34}{'█' * dark}{'░' * (length - dark)} {part.seconds * 1e3:.1f} ms")
-    return "\n".join(lines) + "\n(dark: the floor)"
+    return "\n".join(lines) + ("\n(dark: the floor)" if any(floors) else "")
 
 
 def bars(title: str, parts: Sequence[Part], matmul_rate: float, copy_rate: float) -> str:

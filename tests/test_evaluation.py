@@ -230,9 +230,16 @@ def test_a_table_for_people(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert live != averaged
 
 
+def test_the_curve_as_a_picture(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGAN_CACHE", str(run.parent / "cache"))
+    assert call(run, "--samples", 30, "--metrics", "prd", "--plot", tmp_path / "prd.svg") == 0
+    assert (tmp_path / "prd.svg").read_text().count("<polyline") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["RUN", "--plot", "prd.svg"], "--plot prd.svg: shows the curve of the metric prd; add it to --metrics"),
         (["RUN", "--metrics", "fdi"], "metric 'fdi' is unknown; did you mean 'fid'?"),
         (["RUN", "--features", "inception"], "the weights pt_inception-2015-12-05-6726825d.pth are not here"),
         (["RUN", "--features", "inception", "--weights", "/no/file.pth"], "/no/file.pth: No such file"),

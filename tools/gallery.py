@@ -93,8 +93,8 @@ ENTRIES = (
         "StyleGAN2",
         "Seeds 0 to 63, styles pulled to the mean by 0.8.",
         "sample RUN --seeds 0-63 --truncation 0.8",
-        "samples-0-63.png",
-        train="--kimg 60",
+        "samples-0-63-truncation-0.8.png",
+        train="--kimg 40",
     ),
     Entry(
         "pix2pix-digits",

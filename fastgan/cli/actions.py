@@ -200,13 +200,15 @@ def run_export(command: Export) -> int:
 
 def run_eval(command: Eval) -> int:
     from fastgan.dist import joined
-    from fastgan.scores import SourceOptions, score, scores_as_json, scores_as_text
+    from fastgan.scores import SourceOptions, plot_scores, score, scores_as_json, scores_as_text
 
     options = SourceOptions(**{f.name: getattr(command, f.name) for f in fields(SourceOptions)})
     with joined(command.device) as ranks, sides() as progress:
         shown = progress if ranks.first else lambda side, done, count: None
         scores = score(options, command.metrics, shown, lambda line: print(f"fastgan: {line}", file=sys.stderr), ranks)
     if ranks.first:
+        if command.plot is not None:
+            plot_scores(scores, command.plot)
         say(scores_as_json(scores) if command.json else scores_as_text(scores))
     return 0
 

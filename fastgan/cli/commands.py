@@ -210,6 +210,8 @@ class Eval:
     """images that the network sees at once"""
     json: bool = False
     """print JSON and nothing else"""
+    plot: Path | None = None
+    """SVG file for the precision-recall curve of prd"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1"""
 

@@ -159,7 +159,8 @@ class _Play:
         x, y = self.options.sources(batch, draw), batch.images
         fakes = _Fakes(x, y, self.generator(x).to(y.dtype), self.back(y).to(x.dtype))
         self.fakes = fakes
-        statistics, real_logits = {}, []
+        statistics: dict[str, Tensor] = {}
+        real_logits: list[Tensor] = []
         sides = (("loss", y, fakes.there), ("loss_back", x, fakes.here))
         for critic, (name, real, fake) in zip(self.critics, sides, strict=True):
             shown = critic.buffer.exchange(fake, draw)  # type: ignore[operator,union-attr]

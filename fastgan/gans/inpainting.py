@@ -151,7 +151,8 @@ class _Play:
         made = self.options.raw(self.generator, images, masks)
         self.kept = masks, made
         filled = torch.where(masks > 0, made.detach(), images)
-        statistics, real_logits = {}, []
+        statistics: dict[str, Tensor] = {}
+        real_logits: list[Tensor] = []
         for name, critic in self.critics.items():  # type: ignore[operator]
             real, fake = (self._seen(name, x, masks, draw) for x in (images, filled))
             result = critic_backward(critic, real, fake, self.loss.critic)

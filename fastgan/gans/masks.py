@@ -75,7 +75,7 @@ def _strokes(u: Tensor, size: int) -> Tensor:
     return covered.to(u.dtype).view(-1, 1, size, size)
 
 
-def smooth_fill(images: Tensor, masks: Tensor, relaxations: int = 8) -> Tensor:
+def smooth_fill(images: Tensor, masks: Tensor, relaxations: int = 16) -> Tensor:
     """images [N, C, S, S] with holes filled smoothly from around, by a pyramid of means (Gortler et al. 1996, 5.3).
 
     Each level takes the mean of what is known; on the way back what is unknown at a level comes from the one above it,

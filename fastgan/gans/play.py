@@ -275,7 +275,7 @@ def seen_together(augment: Augmenter, parts: tuple[Tensor, ...], draw: Draw) -> 
     the channels of one image."""
     if not augment:
         return parts
-    return augment(torch.cat(parts, 1), draw).split([part.shape[1] for part in parts], 1)
+    return tuple(torch.split(augment(torch.cat(parts, 1), draw), [part.shape[1] for part in parts], 1))
 
 
 def needs_labels(system: str, image: ImageShape) -> None:

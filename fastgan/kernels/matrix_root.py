@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, suggest
-from fastgan.kernels.arrays import tensor_of
+from fastgan.kernels.arrays import fresh, tensor_of
 from fastgan.kernels.symmetric_eigenvalues import symmetric_eigenvalues
 from fastgan.kernels.symmetric_product import symmetric_product
 
@@ -186,7 +186,7 @@ def congruence(lower: Tensor, cov: Tensor) -> Tensor:
 
 def lower_gram(a: Tensor) -> Tensor:
     """[..., m, m] of which the lower triangle is that of a aᵀ; above it some is and some is zero. a: [..., m, n]"""
-    out = a.new_zeros(*a.shape[:-1], a.shape[-2])
+    out = fresh((*a.shape[:-1], a.shape[-2]), a.dtype, a.device).zero_()
     for start in range(0, a.shape[-2], PANEL):
         stop = start + PANEL
         out[..., start:stop, :stop] = a[..., start:stop, :] @ a[..., :stop, :].mT

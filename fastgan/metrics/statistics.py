@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan.dist import Ranks
 from fastgan.errors import FastganError
-from fastgan.kernels.arrays import tensor_of
+from fastgan.kernels.arrays import fresh, tensor_of
 from fastgan.kernels.matrix_root import Factor, covariance, factor, nuclear_norm, product_norm, root_norm
 from fastgan.metrics.frechet import distance_from, mean_of
 
@@ -64,9 +64,8 @@ class FeatureStatistics:
             self._add(self.count - len(batch), len(batch), *moments(batch.double()))
         else:
             short = batch.dtype in (torch.float32, torch.float16, torch.bfloat16)  # exact, in less memory
-            self._kept.append(
-                batch.to(torch.float32 if short else torch.float64, copy=True)
-            )  # theirs may be filled again
+            kept = fresh(batch.shape, torch.float32 if short else torch.float64, batch.device)
+            self._kept.append(kept.copy_(batch))  # the caller may fill the same memory again
             if self.count > batch.shape[1]:
                 self._fold()
         return self
@@ -282,7 +281,7 @@ def centred_product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Some features at a time, so that what is centred is still in a cache when it is multiplied.
     """
     sizes, columns = (len(x), len(y)), x.shape[1] if x.is_cuda else COLUMNS
-    out = torch.zeros(sizes, dtype=torch.float64, device=x.device)
+    out = fresh(sizes, torch.float64, x.device).zero_()
     shift, traces = out.new_zeros(()), out.new_zeros(())
     rooms = [out.new_empty(size * columns) for size in sizes]
     for parts in zip(torch.split(x, columns, 1), torch.split(y, columns, 1), strict=True):

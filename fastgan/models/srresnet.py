@@ -102,7 +102,8 @@ class Residual(nn.Module):
 
 def enlarged(x: Tensor, scale: int) -> Tensor:
     """Bicubic enlargement of x [N, C, H, W]: what every super-resolution has to beat."""
-    return interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False)
+    size = [scale * x.shape[2], scale * x.shape[3]]  # said as sizes, which programs of any size understand
+    return interpolate(x, size=size, mode="bicubic", align_corners=False)
 
 
 def reduced(x: Tensor, scale: int, kernel: str) -> Tensor:

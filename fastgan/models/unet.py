@@ -100,10 +100,11 @@ class Network(nn.Module):
             up.append(block(doubling, options.norm, nn.ReLU()))
             inner = 2 * width
         self.up = nn.ModuleList(up)
-        self.to_image = block(nn.ConvTranspose2d(inner, out, 4, stride=2, padding=1), "none", nn.Tanh())
+        last = nn.ConvTranspose2d(inner, out, 4, stride=2, padding=1)
+        self.to_image = block(last, "none", nn.Tanh())
         initialise(self)
         if options.from_zero:
-            nn.init.zeros_(self.to_image.conv.weight)
+            nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         skips = []

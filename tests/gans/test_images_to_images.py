@@ -306,7 +306,7 @@ def test_a_smooth_fill_keeps_what_is_known_and_continues_it() -> None:
     assert torch.equal(torch.where(masks > 0, 0.0, filled), torch.where(masks > 0, 0.0, across))
     error, of_the_mean = (float(((made - across).abs() * masks).sum()) for made in (filled, 0.0))
     assert error < 0.5 * of_the_mean
-    rough, usual, fine = (smooth_fill(across, masks, relaxations=number) for number in (0, 8, 200))
+    rough, usual, fine = (smooth_fill(across, masks, relaxations=number) for number in (0, 16, 200))
     uneven = [float(((neighbours(made) - made).abs() * masks).mean()) for made in (rough, usual, fine)]
     assert uneven[1] < 0.3 * uneven[0], uneven
     assert uneven[2] < 0.02 * uneven[0], uneven
