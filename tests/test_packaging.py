@@ -268,6 +268,7 @@ def test_wheel_with_the_extension_is_of_this_platform(tree: Path) -> None:
     assert "Root-Is-Purelib: false" in metadata
 
 
+@pytest.mark.long
 @needs_cxx
 def test_editable_builds_in_place(tree: Path) -> None:
     for command in ("editable", "build_ext"):

@@ -33,7 +33,9 @@ def small(preset: str) -> Config:
     )
 
 
-@pytest.mark.parametrize("preset", ["digits", "dcgan-64", "wgan-gp-64", "sngan-32", "r3gan-32"])
+@pytest.mark.parametrize(
+    "preset", ["digits", "dcgan-64", "wgan-gp-64", pytest.param("sngan-32", marks=pytest.mark.long), "r3gan-32"]
+)
 def test_the_engine_trains_as_the_plain_loop_does(preset: str) -> None:
     config = small(preset)
     engine = steps.Engine.of(config, "cpu", torch.float64)

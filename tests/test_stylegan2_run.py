@@ -109,5 +109,3 @@ def test_the_bench_says_what_it_does_not_know(
     out = capsys.readouterr().out
     assert "operations, bytes and floor: not known for StyleBasedGAN" in out
     assert "path's turn" in out
-    assert main([*arguments, "--against", "eager"]) == 2
-    assert "--against eager: there is no plain loop for preset stylegan2-digits" in capsys.readouterr().err

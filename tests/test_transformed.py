@@ -127,8 +127,7 @@ def test_what_is_wrong_is_one_line(
         (["upscale", pix2pix, str(pictures)], "use fastgan translate"),
         (["upscale", srgan, str(pictures), "--tile", "4"], "--tile must be 8"),
         (["sample", srgan], "makes images from images"),
-        (["export", pix2pix], "not one whose generator is a function of z alone"),
-        (["bench", "--preset", "pix2pix-digits"], "cannot be timed"),
+        (["export", inpaint], "not one whose generator is a function of z, or of an image, alone"),
         (
             ["train", "--preset", "srgan-digits", "--out", str(tmp_path / "x"), "--set", "data.size=18"],
             "does not divide",

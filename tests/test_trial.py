@@ -55,7 +55,7 @@ def test_what_bench_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'eager'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", ["pix2pix-digits", "stylegan2-digits"])
+@pytest.mark.parametrize("preset", ["pix2pix-digits", pytest.param("stylegan2-digits", marks=pytest.mark.long)])
 def test_bench_knows_other_systems(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     narrower = ["--set", "system.networks.max_width=8"] if preset.startswith("style") else []
     given = ["bench", "step", "--preset", preset, "--batch", "4", "--device", "cpu", "--steps", "1", *narrower]

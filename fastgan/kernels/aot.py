@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastgan.kernels.aot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--arch", type=int, action="append", choices=BUDGETS, help="default: all")
     parser.add_argument("--case", action="append", help="part of the name of a case; default: all cases")
-    parser.add_argument("--sample", action="store_true", help="one case of every kernel for every third architecture")
+    parser.add_argument(
+        "--sample", action="store_true", help="one case of every kernel for one of the architectures in turn"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one per CPU")
     options = parser.parse_args(arguments)
     wanted = [i for i, case in enumerate(kernels()) if any(text in case.name for text in options.case or [""])]
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sample(jobs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of each kernel one job for two of the six architectures, for the next two of the next: another case each time."""
+    """Of each kernel one job for one of the six architectures, for the next one of the next kernel."""
     cases: dict[tuple[str, str, int], list[int]] = {}
     for i, capability in jobs:
         cases.setdefault((kernels()[i].op, kernels()[i].kernel.__name__, capability), []).append(i)
@@ -85,7 +87,7 @@ def _sample(jobs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [
         (numbers[turn[key[2]] * len(numbers) // len(turn)], key[2])
         for key, numbers in cases.items()
-        if (turn[key[2]] + number[key[:2]]) % 3 == 0
+        if (turn[key[2]] + number[key[:2]]) % len(turn) == 0
     ]
 
 

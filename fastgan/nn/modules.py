@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan.kernels._runtime import plain
 from fastgan.kernels.activations import code_of
 from fastgan.kernels.convolution import convolution, plan
 from fastgan.nn.chain import run_bias_act, run_chain
@@ -33,14 +34,14 @@ class Conv2d(nn.Conv2d):
 
     def _runs_here(self, x: Tensor) -> bool:
         """Whether PyTorch is computing with plain channels-last tensors, and nothing else is asked of the layer."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        if plain() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return False
-        plain = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.shape[1] == self.in_channels
-        if not plain or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
+        usual = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.shape[1] == self.in_channels
+        if not usual or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
             return False
-        usual = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        simple = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         last = x.is_contiguous(memory_format=torch.channels_last)
-        return usual and last and min(x.shape[2:]) >= max(self.kernel_size)
+        return simple and last and min(x.shape[2:]) >= max(self.kernel_size)
 
 
 class BatchNormAct2d(nn.BatchNorm2d):

@@ -71,7 +71,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 @pytest.mark.timeout(240)  # on a busy machine
 def test_the_command_compiles_every_kernel() -> None:
-    """One case each for two of the six architectures; all of them take some minutes."""
+    """One case each for one of the six architectures; all of them take some minutes."""
     command = [sys.executable, "-m", "fastgan.kernels.aot", "--sample", "--jobs", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -84,12 +84,12 @@ def test_the_command_compiles_every_kernel() -> None:
     assert all(16 <= int(row[3]) <= 255 for row in rows)
     for op, capability in itertools.product(("masked_act", "conv_transpose"), BUDGETS):
         mine = [row for row in rows if (row[0], row[2]) == (op, f"sm_{capability}")]
-        assert len(mine) in ((0, 1) if op == "masked_act" else (2, 3))
+        assert len(mine) in ((0, 1) if op == "masked_act" else (0, 1, 2))
         found = {word for row in mine for word in row[6].split()} - {"-", "TMA"}
         product = {90: {"wgmma", "mma"}, 100: {"tcgen05"}}.get(capability, {"mma"})
         assert found <= (product if op == "conv_transpose" else set())
-        assert bool(found) == (op == "conv_transpose")
-    assert len(rows) == 9 * 2
+    assert len(rows) == 9
+    assert {"mma", "wgmma"} & {word for row in rows if row[0] == "conv_transpose" for word in row[6].split()}
 
 
 def test_loads_and_stores_are_as_wide_as_they_can_be() -> None:

@@ -155,7 +155,7 @@ def test_which_version_and_how_many_parts() -> None:
     "table",
     [
         "layers descriptors",
-        "odd pointers",
+        pytest.param("odd pointers", marks=LONG),
         pytest.param("layers pointers", marks=LONG),
         pytest.param("image pointers", marks=LONG),
     ],

@@ -95,7 +95,7 @@ def test_checkpoints_load_both_ways(name: str):
     assert error(other(x.clone()), plain(x.clone())) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["DCGAN", "HiFi-GAN, new weight_norm"])
+@pytest.mark.parametrize("name", ["DCGAN", pytest.param("HiFi-GAN, new weight_norm", marks=pytest.mark.long)])
 def test_fullgraph_compilation(name: str, native: None):
     plain, other, x = pair(name)
     captured: list[str] = []

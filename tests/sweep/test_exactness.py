@@ -38,10 +38,10 @@ def every_third(values: Sequence[Any], ids: Sequence[str]) -> list[Any]:
 
 
 def zoo() -> list[Any]:
-    """Every critic with every penalty and loss; one combination of each is quick, and three of one critic."""
+    """Every critic with every penalty and loss; one combination of every other critic is quick, and three of one."""
     cases = []
     for i, name in enumerate(ZOO):
-        quick = {SOME[i % 4]}
+        quick = {SOME[i // 2 % 4]} if i % 2 == 0 else set()
         if name == "dcgan":
             quick |= {COMBINATIONS[5 * j] for j in (0, 2)}
         for penalty, loss in COMBINATIONS:

@@ -259,7 +259,7 @@ def _kept(m: Op, x: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if i % 2 else ()) for i, n in enumerate(ODD)])
 def test_odd_critics_are_exact_or_refused(name: str):
     """Those with an own opinion on gradients must be refused where it cannot be seen; "auto" equals autograd."""
     assert_exact_or_refused(ODD[name], REAL, FAKE, r1=1.0, r2=0.5)
@@ -317,7 +317,9 @@ class Coupling(nn.Module):
 
 
 @pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.long)], ids=["early", "late"])
-@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if i % 2 else ()) for i, n in enumerate(COUPLED)]
+)
 def test_samples_that_see_each_other_are_exact_or_refused(name: str, last: bool):
     """4 samples, 4 channels: nothing may be read off sizes. Real and fake are two batches, also where N differs."""
 
