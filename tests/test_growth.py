@@ -81,7 +81,7 @@ def test_step_number_hundred_thousand_takes_what_the_first_ones_do() -> None:
         for _ in range(3):
             cycle()
         early, objects = cycle(), alive()
-        for _ in range(40):
+        for _ in range(150):
             step(batches)
         state.step, state.samples = 10**5, 8 * 10**5
         state.seen.fill_(8 * 10**5)
@@ -90,4 +90,4 @@ def test_step_number_hundred_thousand_takes_what_the_first_ones_do() -> None:
     finally:
         gc.unfreeze()
     assert after[1] == objects[1]
-    assert after[0] - objects[0] < 50
+    assert after[0] - objects[0] < 100, "one object in each step would be 150"
