@@ -260,7 +260,14 @@ def test_p_is_saved_and_the_run_goes_on_as_if_nothing_had_been() -> None:
 # ---- in the system
 
 
-@pytest.mark.parametrize(("kind", "penalty"), [("diffaugment", "raw"), ("adaptive", "augmented"), ("steered", "raw")])
+@pytest.mark.parametrize(
+    ("kind", "penalty"),
+    [
+        pytest.param("diffaugment", "raw", marks=pytest.mark.long),
+        ("adaptive", "augmented"),
+        pytest.param("steered", "raw", marks=pytest.mark.long),
+    ],
+)
 def test_a_step_reads_nothing_on_the_host(kind: str, penalty: str) -> None:
     options = replace(KINDS.get(kind, Augment("adaptive", p=0.5)), penalty=penalty)
     config = narrow("r3gan-32", loss="hinge", penalty_every=2, augment=options)

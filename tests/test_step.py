@@ -106,7 +106,9 @@ class NoHostReads(TorchDispatchMode):
         {"loss": "hinge", "latent_distribution": "uniform"},
     ],
 )
-@pytest.mark.parametrize("kind", ["adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize(
+    "kind", ["adam", pytest.param("sgd", marks=pytest.mark.long), pytest.param("rmsprop", marks=pytest.mark.long)]
+)
 def test_no_host_reads(options: dict[str, object], kind: str) -> None:
     system = UnconditionalGAN(Pictures(), latent=3, **options)  # type: ignore[arg-type]
     state, step = game(system, kind=kind, lr=Schedule(1e-3, 0.0), clip_norm=1.0, clip_weights=0.5)

@@ -142,7 +142,16 @@ def errors(case: Case, dtype: torch.dtype, loss: Callable[[Tensor, Tensor], Tens
     return {method: square**0.5 for method, square in squares.items()}
 
 
-@pytest.mark.parametrize("name", ["dcgan", "r3gan", "unet", "projection", "patch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dcgan",
+        pytest.param("r3gan", marks=pytest.mark.long),
+        "unet",
+        pytest.param("projection", marks=pytest.mark.long),
+        "patch",
+    ],
+)
 def test_fp32_is_as_near_to_float64_as_autograd(name: str):
     found = errors(ZOO[name], torch.float32, LOSSES["relativistic"], r1=1.0, r2=1.0)
     assert found["autograd"] < 1e-2

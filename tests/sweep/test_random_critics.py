@@ -1,4 +1,4 @@
-"""Critics drawn at random from the operations that the sweep knows: 10 of them, or 200 under FASTGAN_TESTS=all."""
+"""Critics drawn at random from the operations that the sweep knows: 6 of them, or 200 under FASTGAN_TESTS=all."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def critics(draw: st.DrawFn) -> nn.Module:
 
 @pytest.mark.timeout(1200)
 @settings(
-    max_examples=200 if EVERYTHING else 10,
+    max_examples=200 if EVERYTHING else 6,
     derandomize=not EVERYTHING,
     deadline=None,
     print_blob=True,
