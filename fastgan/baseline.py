@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastgan import models
 from fastgan.contract import System
 from fastgan.optim import Averaging, Optimizer
-from fastgan.schedule import Schedule, Scheduled
+from fastgan.schedule import first
 
 Loop = Callable[..., None]
 KNOWN_LOSSES = ("non_saturating", "relativistic", "wasserstein", "hinge")
@@ -203,10 +203,16 @@ def generator_loss(recipe: Recipe, real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-fake).mean()
 
 
+def adam_of(options: Optimizer, module: nn.Module, *, fused: bool = True) -> torch.optim.Adam:
+    """PyTorch's Adam with these options, at the start of their schedules."""
+    lr, beta1, beta2 = (first(value) for value in (options.lr, options.beta1, options.beta2))
+    return torch.optim.Adam(module.parameters(), lr=lr, betas=(beta1, beta2), eps=options.eps, fused=fused)
+
+
 def recipe_of(system: Any, optimizer: Optimizer, averaging: Averaging, batch: int) -> Recipe:
     """What a plain loop has to know of an unconditional GAN, at the start of its schedules."""
-    r1, r2, wgan_gp = (_start(value) for value in (system.r1, system.r2, system.wgan_gp))
-    lr, beta1, beta2 = (_start(value) for value in (optimizer.lr, optimizer.beta1, optimizer.beta2))
+    r1, r2, wgan_gp = (first(value) for value in (system.r1, system.r2, system.wgan_gp))
+    lr, beta1, beta2 = (first(value) for value in (optimizer.lr, optimizer.beta1, optimizer.beta2))
     images = batch * system.critic_steps
     decay = 2.0 ** (-images / (averaging.halflife_kimg * 1000)) if averaging.halflife_kimg else 0.0
     return Recipe(
@@ -222,10 +228,6 @@ def recipe_of(system: Any, optimizer: Optimizer, averaging: Averaging, batch: in
         wgan_gp=wgan_gp,
         critic_steps=system.critic_steps,
     )
-
-
-def _start(value: Scheduled) -> float:
-    return value.start if isinstance(value, Schedule) else value
 
 
 @contextmanager

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastgan.baseline import adam_of
 from fastgan.gans.stylegan2 import StyleBasedGAN
 from fastgan.models.stylegan2 import Generator, StyledConv
 from fastgan.optim import Optimizer
-from fastgan.schedule import Schedule
+from fastgan.schedule import first
 
 # What torch.compile can be given, best first. It does not differentiate twice: both penalties stay eager.
 ARRANGEMENTS = ("synthesis + critic", "critic", "synthesis")
@@ -90,11 +91,11 @@ def plain(
     """
     average = average or copy.deepcopy(generator).requires_grad_(False)
     generator_adam, critic_adam = (
-        _adam(optimizers[name], module, fused=tidy) for name, module in (("generator", generator), ("critic", critic))
+        adam_of(optimizers[name], module, fused=tidy) for name, module in (("generator", generator), ("critic", critic))
     )
     numbers, layers = itertools.count(), generator.synthesis.styles
     mean_length = torch.zeros((), device=next(generator.parameters()).device)
-    gamma, weight = _start(system.r1), _start(system.path)
+    gamma, weight = first(system.r1), first(system.path)
     make: Any = torch.compile(synthesis) if "synthesis" in compiled else synthesis
     judge: Any = torch.compile(critic) if "critic" in compiled else critic
 
@@ -142,15 +143,6 @@ def plain(
             torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - decay)
 
     return loop
-
-
-def _adam(options: Optimizer, module: nn.Module, *, fused: bool) -> torch.optim.Adam:
-    lr, beta1, beta2 = (_start(value) for value in (options.lr, options.beta1, options.beta2))
-    return torch.optim.Adam(module.parameters(), lr=lr, betas=(beta1, beta2), eps=options.eps, fused=fused)
-
-
-def _start(value: Any) -> float:
-    return value.start if isinstance(value, Schedule) else float(value)
 
 
 def _update(adam: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.baseline import averaged_tensors, unfused
+from fastgan.baseline import adam_of, averaged_tensors, unfused
 from fastgan.contract import Batch, Draw, ImageShape, Remembers, System
 from fastgan.errors import FastganError
 from fastgan.kernels._runtime.choice import forced
 from fastgan.optim import Averaging, Optimizer
 from fastgan.penalty import always
-from fastgan.schedule import Schedule, Scheduled
+from fastgan.schedule import first
 
 # What torch.compile can be given, best first. It does not differentiate twice what is compiled network by network.
 ARRANGEMENTS = ("all networks", "those who make images")
@@ -67,7 +67,7 @@ def plain_turns(
         if compiled == ARRANGEMENTS[0] or (compiled and not name.startswith("critic")):
             player.compile()
     scalars = {
-        name: torch.tensor(_start(value), dtype=torch.float64, device=device)
+        name: torch.tensor(first(value), dtype=torch.float64, device=device)
         for name, value in system.schedules().items()
     }
     turns = system.turns(players, scalars | (system.memory(device) if isinstance(system, Remembers) else {}))
@@ -94,9 +94,4 @@ def plain_turns(
 def _adam(name: str, options: Optimizer, player: nn.Module) -> torch.optim.Adam:
     if options.kind != "adam" or options.clip_norm or options.clip_weights:
         raise FastganError(f"optim.{name}: the plain loop knows Adam without clipping only; leave --against out")
-    lr, beta1, beta2 = (_start(value) for value in (options.lr, options.beta1, options.beta2))
-    return torch.optim.Adam(player.parameters(), lr=lr, betas=(beta1, beta2), eps=options.eps, fused=True)
-
-
-def _start(value: Scheduled) -> float:
-    return value.start if isinstance(value, Schedule) else float(value)
+    return adam_of(options, player)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def read_config(folder: Path, families: Mapping[str, type], others: Mapping[str,
     if family not in families:
         raise FastganError(f"{path}: network family {family!r} is unknown{suggest(family, families)}")
     return options
+
+
+@contextlib.contextmanager
+def describing(folder: Path, what: str) -> Iterator[None]:
+    """Options in config.json from which no `what` can be made, within, are FastganErrors that name the file."""
+    try:
+        yield
+    except FastganError as error:
+        raise FastganError(f"{folder / CONFIG}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise FastganError(f"{folder / CONFIG} does not describe {what} ({error}); export it again") from None
 
 
 def tuples(options: Mapping[str, Any]) -> dict[str, Any]:

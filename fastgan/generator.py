@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from fastgan import exported
 from fastgan.contract import PICTURE_STREAM, Draw, ImageShape
-from fastgan.errors import FastganError
-from fastgan.exported import CONFIG, WEIGHTS
+from fastgan.exported import WEIGHTS
 from fastgan.gans.latents import check_distribution, draw_latents
 from fastgan.models import NETWORKS, TRANSLATORS
 
@@ -50,15 +49,11 @@ class Generator:
         """The generator in a folder that `fastgan export` wrote. Raises FastganError for any other folder."""
         folder = Path(path).expanduser()
         options = exported.read_config(folder, NETWORKS, dict.fromkeys(TRANSLATORS, "fastgan.Translator"))
-        try:
+        with exported.describing(folder, "a generator"):
             networks = NETWORKS[options["family"]](**exported.tuples(options["networks"]))
             image = ImageShape(int(options["channels"]), int(options["size"]))
             network = networks.generator(image, int(options["latent"]))
             generator = Generator(network, networks, image, int(options["latent"]), options["distribution"])
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, FastganError):
-                raise FastganError(f"{folder / CONFIG}: {error}") from None
-            raise FastganError(f"{folder / CONFIG} does not describe a generator ({error}); export it again") from None
         exported.load(network, folder / WEIGHTS)
         network.to(device)
         return generator

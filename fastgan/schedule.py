@@ -47,6 +47,11 @@ class Schedule:
 Scheduled = float | Schedule
 
 
+def first(value: Scheduled) -> float:
+    """The value that a number or a schedule starts with."""
+    return value.start if isinstance(value, Schedule) else float(value)
+
+
 def lowest(value: Scheduled) -> float:
     """The smallest value that a number or a schedule takes."""
     return value.lowest if isinstance(value, Schedule) else value

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastgan import exported
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
-from fastgan.exported import CONFIG, WEIGHTS
+from fastgan.exported import WEIGHTS
 from fastgan.models import NETWORKS, TRANSLATORS
 
 
@@ -49,16 +49,12 @@ class Translator:
         """The network in a folder that `fastgan export` wrote. Raises FastganError for any other folder."""
         folder = Path(path).expanduser()
         options = exported.read_config(folder, TRANSLATORS, dict.fromkeys(NETWORKS, "fastgan.Generator"))
-        try:
+        with exported.describing(folder, "a network"):
             networks: Any = TRANSLATORS[options["family"]](**exported.tuples(options["networks"]))
             image = ImageShape(int(options["channels"]), int(options["size"]))
             channels, scale = int(options["source_channels"]), int(options["scale"])
             enlarges = hasattr(networks, "upscaler")
             network = networks.upscaler(channels, scale) if enlarges else networks.translator(image, channels)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, FastganError):
-                raise FastganError(f"{folder / CONFIG}: {error}") from None
-            raise FastganError(f"{folder / CONFIG} does not describe a network ({error}); export it again") from None
         exported.load(network, folder / WEIGHTS)
         network.to(device)
         return Translator(network, networks, image, channels, scale)

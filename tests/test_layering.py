@@ -96,7 +96,7 @@ BELOW: dict[str, set[str]] = {
         "assemble",
     },
     "baseline": {"contract", "models", "optim", "schedule"},
-    "baseline_styles": {"gans", "models", "optim", "schedule"},
+    "baseline_styles": {"baseline", "gans", "models", "optim", "schedule"},
     "baseline_turns": {"baseline", "contract", "kernels", "optim", "penalty", "schedule"},
     "cost": {"contract", "kernels", "losses"},
     "export": {"generator", "translator"},

@@ -201,8 +201,7 @@ class NativeLane:
         raise AssertionError(f"label {number} was bad, and is good")
 
     def stop(self, seconds: float) -> None:
-        if not self._feed.stop(seconds):
-            _HANGING.append((self._plan, self._waiting))
+        _end(self._feed, self._plan, self._waiting, seconds)
 
     @property
     def images_per_second(self) -> float:
@@ -214,8 +213,8 @@ GOOD, BAD_IMAGE = 0, 1  # as FeedOutcome in csrc/feed.h
 _HANGING: list[Any] = []  # memory that a thread may still write to
 
 
-def _end(feed: Any, plan: Plan, waiting: deque[Slot]) -> None:
-    if not feed.stop(10.0):
+def _end(feed: Any, plan: Plan, waiting: deque[Slot], seconds: float = 10.0) -> None:
+    if not feed.stop(seconds):
         _HANGING.append((plan, waiting))
 
 

@@ -26,7 +26,7 @@ from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Tu
 from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.image_buffer import ImageBuffer
-from fastgan.gans.play import check_augment, frozen
+from fastgan.gans.play import augment_statistics, check_augment, frozen
 from fastgan.gans.sources import channels_of
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, ResNetTranslator
@@ -169,7 +169,7 @@ class _Play:
             statistics[name] = result.loss
             real_logits.append(result.real_logits.flatten())
         self.augment.observe(torch.cat(real_logits))
-        return statistics | ({} if self.augment.p is None else {"augment_p": self.augment.p})
+        return statistics | augment_statistics(self.augment)
 
     def generators_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.fakes is not None, "the generators' turn comes after the critics'"

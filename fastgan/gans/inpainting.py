@@ -25,7 +25,7 @@ from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Tu
 from fastgan.dist import group_mean, sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.masks import centres, check_kind, crops, draw_masks, smooth_fill
-from fastgan.gans.play import check_augment, frozen, seen_together
+from fastgan.gans.play import augment_statistics, check_augment, frozen, seen_together
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, UNet
 from fastgan.penalty import critic_backward
@@ -159,7 +159,7 @@ class _Play:
             statistics[f"loss.{name}"] = result.loss
             real_logits.append(result.real_logits.flatten())
         self.augment.observe(torch.cat(real_logits))
-        return statistics | ({} if self.augment.p is None else {"augment_p": self.augment.p})
+        return statistics | augment_statistics(self.augment)
 
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         assert self.kept is not None, "the generator's turn comes after the critic's"

@@ -169,7 +169,7 @@ class Play:
                 compared = self.compare(batch, draw)
             self.kept = compared if keep else None
             statistics = self.train_critic(compared, draw, names, simultaneous=keep and self.options.simultaneous)
-            return statistics | ({} if self.augment.p is None else {"augment_p": self.augment.p})
+            return statistics | augment_statistics(self.augment)
 
         return gradients
 
@@ -259,6 +259,11 @@ def at_least_one(options: object, *names: str) -> None:
     for name in names:
         if getattr(options, name) < 1:
             raise FastganError(f"{name} must be 1 or more, got {getattr(options, name)}")
+
+
+def augment_statistics(augment: Augmenter) -> dict[str, Tensor]:
+    """The probability of the augmentation, for the statistics of a turn; nothing where it has none."""
+    return {} if augment.p is None else {"augment_p": augment.p}
 
 
 def check_augment(augment: Augment, loss: str) -> None:

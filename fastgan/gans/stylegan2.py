@@ -34,7 +34,7 @@ from fastgan.contract import Batch, Draw, ImageShape, Turn
 from fastgan.dist import group_mean, sum_over_ranks
 from fastgan.errors import FastganError, suggest
 from fastgan.gans.latents import draw_latents, way
-from fastgan.gans.play import frozen, wide
+from fastgan.gans.play import augment_statistics, frozen, wide
 from fastgan.losses import LOSSES
 from fastgan.models.stylegan2 import Generator, StyleGAN2
 from fastgan.penalty import critic_backward
@@ -179,7 +179,7 @@ class _Play:
             "loss": result.loss,
             "real_logits": result.real_logits.mean(),
             "fake_logits": result.fake_logits.mean(),
-            **({} if self.augment.p is None else {"augment_p": self.augment.p}),
+            **augment_statistics(self.augment),
         }
 
     def r1_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:

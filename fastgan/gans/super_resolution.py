@@ -26,7 +26,7 @@ from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Turn
 from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
-from fastgan.gans.play import check_augment, frozen
+from fastgan.gans.play import augment_statistics, check_augment, frozen
 from fastgan.losses import LOSSES
 from fastgan.models import SRCritic, SRResNet
 from fastgan.models.patch_critic import matched_features
@@ -164,7 +164,7 @@ class _Play:
             "loss": result.loss,
             "real_logits": result.real_logits.mean(),
             "fake_logits": result.fake_logits.mean(),
-            **({} if self.augment.p is None else {"augment_p": self.augment.p}),
+            **augment_statistics(self.augment),
         }
 
     def generator_turn(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:

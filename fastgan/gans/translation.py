@@ -26,7 +26,7 @@ from fastgan.augment import Augment, Augmenter
 from fastgan.contract import Batch, Draw, ImageShape, PairCritic, Translator, Turn
 from fastgan.dist import sum_over_ranks
 from fastgan.errors import FastganError, suggest
-from fastgan.gans.play import check_augment, frozen, seen_together
+from fastgan.gans.play import augment_statistics, check_augment, frozen, seen_together
 from fastgan.gans.sources import channels_of, check_source, source_of
 from fastgan.losses import LOSSES
 from fastgan.models import PatchCritic, UNet
@@ -156,7 +156,7 @@ class _Play:
             "real_logits": result.real_logits.mean(),
             "fake_logits": result.fake_logits.mean(),
             **({"r1": result.r1} if result.r1 is not None else {}),
-            **({} if self.augment.p is None else {"augment_p": self.augment.p}),
+            **augment_statistics(self.augment),
         }
 
     def _noise(self, batch: Batch, draw: Draw) -> tuple[Tensor, ...]:
