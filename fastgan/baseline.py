@@ -140,6 +140,7 @@ def compiled_gradients(critic: nn.Module, recipe: Recipe, mode: str) -> Callable
     import torch._dynamo
 
     parameters = list(critic.parameters())
+    allowed: Any = torch._dynamo.config.patch(trace_autograd_ops=True)  # once: each stays in the thread's context
 
     @torch.compile(fullgraph=True, dynamic=False, mode=mode)
     def compiled(x: Tensor, fakes: Tensor, strength: int, epsilon: Tensor | None) -> tuple[Tensor, ...]:
@@ -148,7 +149,7 @@ def compiled_gradients(critic: nn.Module, recipe: Recipe, mode: str) -> Callable
     def gradients(x: Tensor, fakes: Tensor, strength: int, epsilon: Tensor | None) -> tuple[Tensor, ...]:
         if fakes.stride() != x.stride():  # a generator may give another layout, over which Inductor stumbles
             fakes = torch.empty_like(x).copy_(fakes)
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
+        with allowed:
             return compiled(x, fakes, strength, epsilon)
 
     return gradients

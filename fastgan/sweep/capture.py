@@ -81,6 +81,8 @@ class Capture:
         self._rest = 0  # calls for which no capture is tried
         self._reason = ""
         self._call: Callable[..., Any] | None = None
+        # Made once: each new one would stay in the thread's context for good, one more in every step.
+        self._guarding_hooks: contextlib.AbstractContextManager[Any] | None = None
 
     def call(self, request: Request, critic: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
         """critic(*inputs), by way of `request`. UnsupportedCritic if it cannot be captured."""
@@ -92,11 +94,12 @@ class Capture:
             raise UnsupportedCritic("capturing is off (TORCHDYNAMO_DISABLE, or an outer torch.compile)")
         if self._call is None:
             self._call = self._fresh_call()
+        if self._guarding_hooks is None:
+            self._guarding_hooks = dynamo.config.patch(skip_nnmodule_hook_guards=False)
         with torch.enable_grad(), _without_modes() as modes:
-            guarding_hooks = dynamo.config.patch(skip_nnmodule_hook_guards=False)
             tokens = _REQUEST.set(request), _MODES.set(modes)
             try:
-                with guarding_hooks, plain_layers():
+                with self._guarding_hooks, plain_layers():
                     return self._attempt(dynamo, critic, inputs)
             finally:
                 _REQUEST.reset(tokens[0])
