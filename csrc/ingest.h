@@ -26,6 +26,9 @@ struct Gather {
   Ingest to;
 };
 
+// CRC-32 as zlib has it.
+uint32_t crc32_of(const uint8_t* data, int64_t size);
+
 // Correctly rounded on every processor. A product with 1 / 127.5 would be faster and differ in last bits.
 FASTGAN_HD float ingest_value(uint8_t pixel) { return (float(pixel) - 127.5f) / 127.5f; }
 
@@ -38,12 +41,12 @@ FASTGAN_HD void ingest_store(float value, Half* to) { *to = Half::from(value); }
 extern "C" {
 void fastgan_ingest_cpu(const fastgan::Ingest* ingest, fastgan::IngestType type, int threads);
 
-// By the calling thread alone. Returns the first sample whose row does not exist or whose image differs from its sum, and
-// writes nothing of it and of later ones; -1 where all are good.
+// By the calling thread alone. Returns the first sample whose row does not exist, whose image differs from its sum, or
+// whose memory is gone with the file that was mapped there, and writes no later ones; -1 where all are good.
 int64_t fastgan_gather_cpu(const fastgan::Gather* gather, fastgan::IngestType type);
 
-// CRC-32 as zlib has it.
-uint32_t fastgan_crc32(const uint8_t* data, int64_t size);
+// CRC-32 as zlib has it; -1 where the memory is gone with the file that was mapped there.
+int64_t fastgan_crc32(const uint8_t* data, int64_t size);
 
 // Queues on `stream` of `device`; returns a cudaError_t.
 int fastgan_ingest_cuda(const fastgan::Ingest* ingest, fastgan::IngestType type, int device, void* stream);

@@ -1,6 +1,7 @@
 // CRC-32 (polynomial 0xEDB88320, as in zlib and PNG) at about the speed of memory: blocks of 64 bytes are folded by
 // carry-less multiplication (Gopal et al., "Fast CRC computation for generic polynomials using PCLMULQDQ", 2009), the
 // rest goes through a table. Other processors take eight tables at a time.
+#include "faults.h"
 #include "ingest.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -77,10 +78,15 @@ __attribute__((target("pclmul"))) uint32_t by_folding(const uint8_t* data, int64
 
 }  // namespace
 
-uint32_t fastgan_crc32(const uint8_t* data, int64_t size) {
+uint32_t fastgan::crc32_of(const uint8_t* data, int64_t size) {
 #ifdef FASTGAN_PCLMUL
   static const bool folds = __builtin_cpu_supports("pclmul");
   if (folds && size >= 64) return ~by_folding(data, size);
 #endif
   return ~by_table(~0u, data, size);
+}
+
+int64_t fastgan_crc32(const uint8_t* data, int64_t size) {
+  volatile int64_t sum = -1;
+  return fastgan::could_read([&] { sum = fastgan::crc32_of(data, size); }) ? sum : -1;
 }

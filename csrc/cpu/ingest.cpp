@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "faults.h"
 #include "ingest_rows.h"
 
 namespace {
@@ -43,17 +44,19 @@ void ask_for(const uint8_t* piece, int64_t size) {
 // Whether the image is as it was packed, compared once.
 bool is_good(const Gather& gather, int64_t image, int64_t size) {
   if (!gather.sums || (gather.seen && gather.seen[image])) return true;
-  if (fastgan_crc32(gather.images + image * size, size) != gather.sums[image]) return false;
+  if (crc32_of(gather.images + image * size, size) != gather.sums[image]) return false;
   if (gather.seen) gather.seen[image] = 1;
   return true;
 }
 
+// at: the sample that it is at.
 template <bool kPast, typename T>
-int64_t run(const Gather& gather) {
+int64_t run(const Gather& gather, volatile int64_t& at) {
   static const Table<T> table;
   const Ingest& to = gather.to;
   const int64_t row = to.width * to.channels, size = to.height * row;
   for (int64_t n = 0; n < to.samples; ++n) {
+    at = n;
     const int64_t image = gather.rows[n], after = gather.rows[std::min(n + 1, to.samples - 1)];
     if (image < 0 || image >= gather.count || !is_good(gather, image, size)) return n;
     const uint8_t* from = gather.images + image * size;
@@ -74,10 +77,20 @@ int64_t run(const Gather& gather) {
 
 // A batch of which the cache cannot hold several is written past it, where every piece of it is aligned.
 template <typename T>
-int64_t choose(const Gather& gather) {
+int64_t choose(const Gather& gather, volatile int64_t& at) {
   const int64_t row = gather.to.width * gather.to.channels * sizeof(T), size = gather.to.height * row;
   const bool aligned = reinterpret_cast<uintptr_t>(gather.to.out) % kAligned == 0 && row % kAligned == 0;
-  return aligned && gather.to.samples * size >= kTooLarge ? run<true, T>(gather) : run<false, T>(gather);
+  return aligned && gather.to.samples * size >= kTooLarge ? run<true, T>(gather, at) : run<false, T>(gather, at);
+}
+
+int64_t by_type(const Gather& gather, IngestType type, volatile int64_t& at) {
+  switch (type) {
+    case IngestType::kFloat: return choose<float>(gather, at);
+    case IngestType::kBFloat16: return choose<BFloat16>(gather, at);
+    case IngestType::kHalf: return run<false, Half>(gather, at);
+    case IngestType::kByte: return choose<uint8_t>(gather, at);
+  }
+  return -1;
 }
 
 }  // namespace
@@ -92,11 +105,7 @@ void fastgan_ingest_cpu(const Ingest* ingest, IngestType type, int threads) {
 }
 
 int64_t fastgan_gather_cpu(const Gather* gather, IngestType type) {
-  switch (type) {
-    case IngestType::kFloat: return choose<float>(*gather);
-    case IngestType::kBFloat16: return choose<BFloat16>(*gather);
-    case IngestType::kHalf: return run<false, Half>(*gather);
-    case IngestType::kByte: return choose<uint8_t>(*gather);
-  }
-  return -1;
+  volatile int64_t at = 0, bad = -1;
+  const bool read = could_read([&] { bad = by_type(*gather, type, at); });
+  return read ? bad : at;
 }

@@ -38,6 +38,7 @@ from fastgan.data.rows import Rows, crc32
 from fastgan.errors import FastganError
 
 VERIFIED_AT_ONCE = 4096  # images
+CHANGED = "does not match its checksum"
 MOST_REJECTED, MOST_REJECTED_BYTES = 100, 1 << 20
 COLD = 0.5  # a pack larger than this part of the memory is read at random from the disk, not from the page cache
 Progress = Callable[[int, int], None]
@@ -47,7 +48,8 @@ Progress = Callable[[int, int], None]
 class Pack:
     """An open pack. first: [shards + 1] number of the first image of each shard; base: [shards + 1] its first byte.
 
-    Shards are mapped when they are first read.
+    Shards are opened when they are first read: mapped for raw images; JPEG and PNG are read, so that a file which
+    becomes shorter meanwhile is an error and not the end of the process.
     """
 
     folder: Path
@@ -57,7 +59,7 @@ class Pack:
     checksums: NDArray[np.uint32]
     offsets: NDArray[np.uint64] | None
     labels: Indices | None
-    maps: dict[int, mmap.mmap] = field(default_factory=dict)
+    files: dict[int, io.FileIO] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -67,21 +69,38 @@ class Pack:
         shard = int(np.searchsorted(self.first, image, side="right")) - 1
         return f"pack {self.name}: image {image} in {shard_path(self.folder, shard).name}"
 
-    def map(self, shard: int) -> mmap.mmap:
-        """The bytes of a shard, of the length that the index says. Raises FastganError."""
-        if shard not in self.maps:
-            path, length = shard_path(self.folder, shard), self.index.shards[shard].bytes
+    def file(self, shard: int) -> io.FileIO:
+        """A shard, of the length that the index says. Raises FastganError."""
+        if shard not in self.files:
+            path = shard_path(self.folder, shard)
             try:
-                with path.open("rb") as file:
-                    if os.fstat(file.fileno()).st_size < length:
-                        raise FastganError(f"pack {self.name}: {path.name} has become shorter; {AGAIN}")
-                    mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ)
+                file = io.FileIO(path)
+                length = os.fstat(file.fileno()).st_size
             except OSError as error:
                 raise FastganError(f"pack {self.name}: {path.name}: {error.strerror}; {AGAIN}") from error
-            if hasattr(mapped, "madvise") and self.cold:
-                mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead: the neighbours of an image are not asked for
-            self.maps[shard] = mapped
-        return self.maps[shard]
+            if length < self.index.shards[shard].bytes:
+                raise FastganError(f"pack {self.name}: {path.name} has become shorter; {AGAIN}")
+            if self.cold and hasattr(os, "posix_fadvise"):  # the neighbours of an image are not asked for
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            self.files[shard] = file
+        return self.files[shard]
+
+    def map(self, shard: int) -> mmap.mmap:
+        """The bytes of a shard. Raises FastganError."""
+        mapped = mmap.mmap(self.file(shard).fileno(), self.index.shards[shard].bytes, access=mmap.ACCESS_READ)
+        if hasattr(mapped, "madvise") and self.cold:
+            mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead
+        return mapped
+
+    def read(self, image: int, shard: int, start: int, end: int) -> bytes:
+        """Bytes start to end - 1 of a shard, those of `image`. Raises FastganError for others than its sum says."""
+        try:
+            data = os.pread(self.file(shard).fileno(), end - start, start)
+        except OSError as error:
+            raise FastganError(f"{self.where(image)}: {error.strerror}; {AGAIN}") from error
+        if crc32(data) != int(self.checksums[image]):
+            raise FastganError(f"{self.where(image)}: {CHANGED}; {AGAIN}")
+        return data
 
     @property
     def cold(self) -> bool:
@@ -116,8 +135,8 @@ class Pack:
             name = Path(error.filename or "").name
             raise FastganError(f"pack {self.name}: {name}: {error.strerror}; {AGAIN}") from error
 
-    def encoded(self, image: int) -> memoryview:
-        """The bytes of a JPEG or PNG image. Raises FastganError where the table points anywhere else."""
+    def encoded(self, image: int) -> bytes:
+        """A JPEG or PNG image. Raises FastganError for a changed one, or where the table points anywhere else."""
         assert self.offsets is not None
         shard = int(np.searchsorted(self.first, image, side="right")) - 1
         start, end = int(self.offsets[image]), int(self.offsets[image + 1])
@@ -127,19 +146,17 @@ class Pack:
                 f"{self.where(image)}: damaged {OFFSETS}: expected a piece of bytes {least} to {most}, "
                 f"got {start} to {end}; {AGAIN}"
             )
-        return memoryview(self.map(shard))[start - least : end - least]
+        return self.read(image, shard, start - least, end - least)
 
     def decode_into(self, image: int, out: Pixels) -> None:
         """A JPEG or PNG image into `out` [size, size, channels]. Raises FastganError for a damaged one."""
         data = self.encoded(image)
-        if crc32(data) != int(self.checksums[image]):
-            raise FastganError(f"{self.where(image)}: does not match its checksum; {AGAIN}")
         header = jpeg_header(data) if self.index.encoding == "jpeg" else None
         fits = header is not None and header[:2] == (self.index.size, self.index.size)
         if fits and decode_jpeg(data, grey=self.index.channels == 1, out=out) is not None:
             return
         try:
-            out[:] = decode_exactly(bytes(data), self.index)
+            out[:] = decode_exactly(data, self.index)
         except BadImage as error:
             raise FastganError(f"{self.where(image)}: {error}; {AGAIN}") from error
 
@@ -267,7 +284,7 @@ def verify_pack(folder: Path, threads: int, progress: Progress | None = None) ->
         for start in range(int(pack.first[shard]), int(pack.first[shard + 1]), VERIFIED_AT_ONCE)
     ]
     for shard in range(len(pack.index.shards)):
-        pack.map(shard)
+        pack.file(shard)
     done = 0
     with ThreadPoolExecutor(threads, thread_name_prefix="fastgan-verify") as pool:
         for (_, start, end), found in zip(
@@ -300,12 +317,13 @@ def _wrong_images(pack: Pack, shard: int, start: int, end: int) -> list[str]:
         ends = np.arange(start, end + 1) * size - int(pack.first[shard]) * size
     else:
         ends = pack.offsets[start : end + 1].astype(np.int64) - pack.base[shard]
-    data, sums = memoryview(pack.map(shard)), pack.checksums[start:end].tolist()
-    return [
-        f"image {start + i} in {shard_path(pack.folder, shard).name} does not match its checksum"
-        for i, (a, b) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
-        if crc32(data[a:b]) != sums[i]
-    ]
+    wrong = []
+    for image, a, b in zip(range(start, end), ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        try:
+            pack.read(image, shard, a, b)
+        except FastganError as error:
+            wrong.append(str(error).removeprefix(f"pack {pack.name}: ").removesuffix(f"; {AGAIN}"))
+    return wrong
 
 
 def sha256_of(path: Path) -> str:

@@ -34,7 +34,10 @@ def native() -> Any:
 
 
 def crc32(data: Buffer) -> int:
-    """As zlib.crc32, of bytes or of an array that is contiguous."""
+    """As zlib.crc32, of bytes or of an array that is contiguous.
+
+    -1, from the native part, where a mapped file has become shorter; without it that ends the process.
+    """
     module = native()
     if module is None:
         return zlib.crc32(data)
@@ -112,7 +115,7 @@ class Rows:
                 self.seen[number] = 1
 
     def bad(self, number: int) -> FastganError:
-        """What is to be said of an image that is not as its sum says."""
+        """What is to be said of an image that is not as its sum says, or is no longer there."""
         assert 0 <= number < len(self.pixels), f"image {number} of {len(self.pixels)}"
         return FastganError(f"{self.name(number)}: does not match its checksum; copy it again, or pack again")
 

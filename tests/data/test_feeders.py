@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -99,6 +100,22 @@ def test_several_threads_gather_the_same(
     expected = take(12, opened(packs / "raw"))
     monkeypatch.setattr(f"fastgan.data.{constant}", value)
     assert equal(take(12, opened(packs / name)), expected)
+
+
+@pytest.mark.skipif(native() is None, reason="without the native part the process ends")
+@pytest.mark.parametrize("name", ["raw", "shards", "jpeg"])
+def test_a_shard_that_becomes_shorter_while_it_is_read(packs: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(packs / name, tmp_path / name)
+    with Feeder(opened(tmp_path / name), seed=3, batch=8) as feeder:
+        next(feeder)
+        for path in (tmp_path / name).glob("shard-*.bin"):
+            os.truncate(path, 0)
+        changed, shorter = (
+            r"image \d+ in shard-\d+.bin: does not match its checksum",
+            r"shard-\d+.bin has become shorter",
+        )
+        with pytest.raises(FastganError, match=f"({changed}|{shorter}); copy it again"):
+            list(islice(feeder, 200))
 
 
 def test_the_way_is_named(packs: Path) -> None:

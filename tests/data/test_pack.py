@@ -323,7 +323,7 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     data[SIZE * SIZE * 3 * 7 + 5] ^= 4
     shard.write_bytes(data)
     assert main(["pack", "--verify", str(target)]) == 2
-    assert "image 7 in shard-00000.bin does not match its checksum" in capsys.readouterr().err
+    assert "image 7 in shard-00000.bin: does not match its checksum" in capsys.readouterr().err
     for args, words in (([], "expected SRC and DST"), (["a", "b", "--verify", "c"], "leave out SRC and DST")):
         assert main(["pack", *args]) == 2
         assert words in capsys.readouterr().err

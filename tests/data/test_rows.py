@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,3 +110,26 @@ def test_into_memory_that_is_not_in_one_piece() -> None:
     Rows(pixels, sums).copy(np.arange(5), room[:, 1])
     assert (room[:, 1] == pixels[:5]).all()
     assert not room[:, 0].any()
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32], ids=str)
+def test_a_mapped_file_that_becomes_shorter_is_an_error_of_its_image(kind: torch.dtype, tmp_path: Path) -> None:
+    """And not the end of the process (SIGBUS). The images in front of the end are still there."""
+    module = native()
+    if module is None:
+        return
+    pixels, sums = made((64, 64, 1), 8)  # a page each
+    path = tmp_path / "shard"
+    path.write_bytes(pixels.tobytes())
+    with path.open("rb") as file:
+        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8).reshape(pixels.shape)
+    rows = Rows(mapped, sums, name=lambda image: f"picture {image}")
+    out = torch.empty(3, 64, 64, 1, dtype=kind)
+    rows.gather(module, np.array([7, 1, 6]), out.data_ptr(), KINDS[kind])  # compared, and good
+    os.truncate(path, 6 * 4096)
+    for _ in range(2):
+        with pytest.raises(FastganError, match=r"^picture 6: does not match its checksum"):
+            rows.gather(module, np.array([5, 6, 7]), out.data_ptr(), KINDS[kind])
+    rows.gather(module, np.array([5, 0, 3]), out.data_ptr(), KINDS[kind])
+    assert crc32(mapped[6:7]) == -1
+    assert crc32(mapped[5:6]) == int(sums[5])
