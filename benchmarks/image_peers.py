@@ -1,4 +1,4 @@
-"""Paired translation and super-resolution as they are usually arranged in plain PyTorch, written from the papers.
+"""Paired translation, inpainting and super-resolution as usually arranged in plain PyTorch, written from the papers.
 
 Layers of PyTorch's own, one generator pass per step whose detached result the critic sees first, binary cross-entropy,
 two torch.optim.Adam.
@@ -57,6 +57,50 @@ class PlainTranslation:
         self.critic.requires_grad_(False)
         of_generator.zero_grad()
         (_against(self.critic(fake, source), 1.0) + 100 * l1_loss(fake, target)).backward()
+        of_generator.step()
+
+
+@dataclass
+class PlainInpainting:
+    """Inpainting with one critic (Pathak et al. 2016): a hole comes in the mean colour of the rest, and the network's
+    output is put there.
+
+    weights: of the reconstruction within the hole, outside of it, and of the critic
+    """
+
+    generator: nn.Module
+    critic: nn.Module
+    lr: float
+    fill: Callable[[Tensor, Tensor], Tensor]
+    weights: tuple[float, float, float] = (10.0, 1.0, 0.1)
+    adams: list[torch.optim.Adam] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adams = [
+            torch.optim.Adam(m.parameters(), lr=self.lr, betas=(0.5, 0.999)) for m in (self.generator, self.critic)
+        ]
+
+    def raw(self, images: Tensor, masks: Tensor) -> Tensor:
+        made: Tensor = self.generator(torch.cat([self.fill(images, masks), masks], 1))
+        return made
+
+    def inpaint(self, images: Tensor, masks: Tensor) -> Tensor:
+        return torch.where(masks > 0, self.raw(images, masks), images)
+
+    def __call__(self, images: Tensor, masks: Tensor) -> None:
+        of_generator, of_critic = self.adams
+        made = self.raw(images, masks)
+        filled = torch.where(masks > 0, made, images)
+        self.critic.requires_grad_(True)
+        of_critic.zero_grad()
+        (_against(self.critic(filled.detach(), masks), 0.0) + _against(self.critic(images, masks), 1.0)).backward()
+        of_critic.step()
+        self.critic.requires_grad_(False)
+        of_generator.zero_grad()
+        difference = (made - images).abs()
+        within, outside = (difference * masks).mean() / masks.mean(), (difference * (1 - masks)).mean()
+        terms = within, outside / (1 - masks).mean(), _against(self.critic(filled, masks), 1.0)
+        sum(weight * term for weight, term in zip(self.weights, terms, strict=True)).backward()
         of_generator.step()
 
 

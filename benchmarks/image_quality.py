@@ -117,9 +117,14 @@ def of_inpainting(system: Any, players: dict[str, Any], batch: Any) -> dict[str,
         filled = system.inpaint(players, batch.images, masks, draw)
         ways = {"mean of the rest": mean_filled, "diffusion": diffused, "smooth fill": smooth_fill}
         for name, made in ({way: fill(batch.images, masks) for way, fill in ways.items()} | {"filled": filled}).items():
-            error = ((made - batch.images).square() * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3)) / made.shape[1]
-            numbers[f"{kind}: {name}, PSNR in the hole"] = float((10 * (4 / error.clamp(min=1e-6)).log10()).mean())
+            numbers[f"{kind}: {name}, PSNR in the hole"] = psnr_within(made, batch.images, masks)
     return numbers
+
+
+def psnr_within(made: Tensor, target: Tensor, masks: Tensor) -> float:
+    """dB within the holes, the mean over images."""
+    error = ((made - target).square() * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3)) / made.shape[1]
+    return float((10 * (4 / error.clamp(min=1e-6)).log10()).mean())
 
 
 def mean_filled(images: Tensor, masks: Tensor) -> Tensor:

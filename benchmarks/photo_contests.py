@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.conditional_peer import PlainLoop
-from benchmarks.image_peers import PlainSuperResolution, PlainTranslation, unfused
-from benchmarks.image_quality import compared, sets
+from benchmarks.image_peers import PlainInpainting, PlainSuperResolution, PlainTranslation, unfused
+from benchmarks.image_quality import compared, diffused, mean_filled, psnr_within, sets
 from benchmarks.photo_scores import Judge, distance, features
 from fastgan import baseline_styles
 from fastgan.assemble import build_state, new_step
 from fastgan.contract import Batch, Draw
 from fastgan.data import DataOptions, ImageSet
-from fastgan.gans import ConditionalGAN, StyleBasedGAN, SuperResolution, Translation
+from fastgan.gans import ConditionalGAN, Inpainting, StyleBasedGAN, SuperResolution, Translation
+from fastgan.gans.masks import smooth_fill
 from fastgan.gans.super_resolution import PIXEL_LOSSES
 from fastgan.models import DCGAN, PatchCritic, SRCritic, SRResNet, StyleGAN2, UNet
 from fastgan.models.srresnet import enlarged
@@ -162,6 +164,67 @@ def of_many(count: int, shown: int = 16) -> Tensor:
 def against(target: Tensor, made: Tensor) -> dict[str, float]:
     numbers = {name.removeprefix("x "): value for name, value in compared({"x": made}, target).items()}
     return {**numbers, "distance": distance(features(made), features(target))}
+
+
+def inpainting(kimg: float) -> Contest:
+    """From a smooth fill with two critics, and the usual arrangement: a hole in the mean colour and one critic."""
+    images, held_out = sets(PHOTOS)
+    batch, width, lr = 8, 16, 1e-3
+    optim = dict.fromkeys(("generator", "critic"), Optimizer(lr=lr, beta1=0.5, beta2=0.999))
+    averaging = Averaging(halflife_kimg=0.5, rampup=0.1)
+    critic = PatchCritic(width=width, norm="instance")
+    sides: dict[str, Callable[[Batch], object]] = {}
+    averages: dict[str, Any] = {}
+    for name, adversarial in ((OURS, 0.1), ("fastgan, pixels alone", 0.0)):
+        network = UNet(width=width, dropout=0.0, from_zero=True)
+        system = Inpainting(network, critic, adversarial=adversarial)
+        config = configured("inpaint-64", system, images, optim=optim, averaging=averaging, kimg=kimg, batch=batch)
+        state, sides[name] = engine(config)
+        averages[name] = state.averages
+    torch.manual_seed(0)
+    layout = {"memory_format": torch.channels_last}
+    generator = UNet(width=width, dropout=0.0).translator(config.shape, config.shape.channels + 1)
+    networks = (unfused(each).to(**layout) for each in (generator, critic.critic(config.shape, 1)))
+    plain = PlainInpainting(*networks, lr, mean_filled)
+    shown = picture_batch(held_out, range(len(held_out)), CPU)
+    target, draw = shown.images, picture_draw(range(len(held_out)), CPU)
+    masks = {kind: replace(system, mask=kind).masks(shown, draw) for kind in ("box", "free")}
+    of_pictures = system.masks(shown, draw)
+
+    def by_engine(name: str, x: Tensor, holes: Tensor) -> Tensor:
+        with evaluating(averages[name]):
+            return system.inpaint(averages[name], x, holes, draw)
+
+    def by_loop(x: Tensor, holes: Tensor) -> Tensor:
+        with evaluating({"generator": plain.generator}):
+            return plain.inpaint(x, holes)
+
+    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "mean of the rest": mean_filled,
+        "smooth fill": smooth_fill,
+        "diffusion": diffused,
+        **{name: functools.partial(by_engine, name) for name in averages},
+        "plain loop": by_loop,
+    }
+
+    @torch.no_grad()
+    def scores(name: str) -> dict[str, float]:
+        made = {kind: ways[name](target, holes) for kind, holes in masks.items()}
+        numbers = {f"PSNR in a {kind} hole": psnr_within(made[kind], target, holes) for kind, holes in masks.items()}
+        return numbers | {"distance with boxes": distance(features(made["box"]), features(target))}
+
+    some = of_many(len(target))
+    sides["plain loop"] = lambda batch: plain(batch.images, system.masks(batch, Draw(1, batch.index, stream=0)))
+    return Contest(
+        f"inpainting, boxes and strokes, width {width}, batch {batch}",
+        batch,
+        images,
+        sides,
+        scores,
+        lambda name: ways[name](target[some], of_pictures[some]).detach(),
+        {name: scores(name) for name in ways if name not in sides},
+        (torch.where(of_pictures > 0, 0.0, target)[some], target[some]),
+    )
 
 
 def super_resolution(kimg: float, scale: int = 4) -> Contest:

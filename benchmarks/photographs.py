@@ -31,6 +31,7 @@ CONTESTS: dict[str, tuple[float, Callable[[float], Contest]]] = {  # name -> tho
     "conditional": (20.0, photo_contests.conditional),
     "pix2pix-noise": (2.0, lambda kimg: photo_contests.translation("noise", kimg)),
     "pix2pix-gray": (2.0, lambda kimg: photo_contests.translation("gray", kimg)),
+    "inpainting": (8.0, photo_contests.inpainting),
     "super-resolution": (4.0, photo_contests.super_resolution),
     "stylegan2": (6.5, photo_contests.stylegan2),
 }

@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from benchmarks import baselines
 from benchmarks.baselines import Loop, Recipe
@@ -20,6 +21,7 @@ from fastgan.gans import StyleBasedGAN
 from fastgan.models import DCGAN, R3GAN, Dense, ResNet, StyleGAN2
 from fastgan.optim import Averaging
 from fastgan.options import Config
+from fastgan.penalty import critic_backward
 from fastgan.presets import PRESETS
 from fastgan.step import Step, TrainState, new_state
 
@@ -252,21 +254,39 @@ class Stopwatch:
 
 @contextmanager
 def stopwatch(engine: Engine) -> Iterator[Stopwatch]:
-    """Times, within it, the networks' forward passes, autograd's backward passes and adam_ema_."""
+    """Times, within it, the networks' forward passes, autograd's backward passes, critic_backward and adam_ema_.
+
+    critic_backward sees networks without hooks: with them it would not capture a critic.
+    """
     device = engine.state.device
     watch = Stopwatch(torch.cuda.synchronize if device.type == "cuda" else lambda: None)
-    handles = []
-    for module in engine.state.modules.values():
-        handles += [module.register_forward_pre_hook(watch.enter), module.register_forward_hook(watch.leave)]
+    handles: list[RemovableHandle] = []
+
+    def add_hooks() -> None:
+        for module in engine.state.modules.values():
+            handles.extend([module.register_forward_pre_hook(watch.enter), module.register_forward_hook(watch.leave)])
+
+    def remove_hooks() -> None:
+        while handles:
+            handles.pop().remove()
+
+    def unhooked(*args: object, **kwargs: object) -> object:
+        remove_hooks()
+        try:
+            return critic_backward(*args, **kwargs)  # type: ignore[arg-type]
+        finally:
+            add_hooks()
+
     # torch.autograd.backward and torch.autograd.grad both end here.
     backward = mock.patch("torch.autograd._engine_run_backward", watch.around(torch.autograd._engine_run_backward))
     update = mock.patch("fastgan.optim.adam_ema_", watch.around(optim.adam_ema_))
+    sweep = mock.patch("fastgan.gans.play.critic_backward", watch.around(unhooked))
+    add_hooks()
     try:
-        with backward, update:
+        with backward, update, sweep:
             yield watch
     finally:
-        for handle in handles:
-            handle.remove()
+        remove_hooks()
 
 
 def overhead(config: Config, device: str, cycles: int = 8) -> float:
