@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import shutil
@@ -12,15 +13,34 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from fastgan.errors import suggest
+
 RESUMABLE = 3  # exit status
 
 
-def one_line(box: str) -> str:
-    """The text of an error box, without its frame, title and pointers to the help, as one line."""
+def one_line(box: str, command: str = "") -> str:
+    """What an error box of tyro says, as one line that names what came and what was expected.
+
+    command: the one that was asked for, for the pointer to its help
+    """
     rows = [re.sub(r"^[│|]\s?|\s*[│|]$", "", row).strip() for row in box.splitlines()]
-    rows = [row for row in rows if row and not re.fullmatch(r"[╭╰─╮╯+\-\s]*|[╭+].*[╮+]", row)]
+    rows = [row for row in rows if row]
+    if len(rows) > 1 and re.fullmatch("-+", rows[1]):  # where the terminal cannot show a frame, there is a title above
+        del rows[0]
+    rows = [row for row in rows if not re.fullmatch(r"[╭╰─╮╯+\-\s]*|[╭+].*[╮+]", row)]
     rows = [row for row in rows if not re.match(r"For full helptext|in fastgan .*--help$|fastgan .*--help$", row)]
-    return re.sub(r"\s+", " ", " ".join(rows)).strip(" .") + "; see fastgan --help"
+    text = re.sub(r"\s+", " ", " ".join(rows)).strip(" .")
+    if found := re.match(r"Unrecognized options: (.*?) Available subcommands: (.*)", text):
+        return f"unknown command {found[1]}{suggest(found[1], found[2].split(', '))}"
+    if found := re.match(r"Unrecognized options: (--?[^\s,]+)(.*)", text):
+        options = set(re.findall(r"(?<= )--[a-z][\w-]*(?= [A-Z{])", found[2]))
+        near = difflib.get_close_matches(found[1], options, n=1, cutoff=0.75)
+        text = f"unknown option {found[1]}" + (f"; did you mean {near[0]}?" if near else "")
+    elif found := re.match(r"Unrecognized options: (.*)", text):
+        text = f"unexpected {found[1]}"
+    elif found := re.match(r"Error parsing (\S+): .*?('[^']*').* Argument helptext: \S+ (\S+)", text):
+        text = f"{found[1]}: expected {found[3]}, got {found[2]}"
+    return f"{text}; see {' '.join(['fastgan', *command.split()])} --help".replace("?; see", "? See")
 
 
 def as_typed_here(command: str) -> str:

@@ -149,6 +149,29 @@ def test_interpolation(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.png").exists()
 
 
+MISTAKES = {
+    "sample runs/x --counts 8": "unknown option --counts; see fastgan sample --help",
+    "train --prset digits": "unknown option --prset; did you mean --preset? See fastgan train --help",
+    "eval x --metric fid": "unknown option --metric; did you mean --metrics? See fastgan eval --help",
+    "pack a b --sise 64": "unknown option --sise; did you mean --size? See fastgan pack --help",
+    "pack a b --size x": "--size: expected INT, got 'x'; see fastgan pack --help",
+    "train --kimg abc": "--kimg: expected FLOAT, got 'abc'; see fastgan train --help",
+    "trian": "unknown command trian; did you mean 'train'?",
+    "doctor extra": "unexpected extra; see fastgan doctor --help",
+    "pack digits x": "pack: digits comes with fastgan and needs no pack: fastgan train --data digits",
+    "bench stp": "invalid choice 'stp' for argument 'what'. Expected one of ('step',); see fastgan bench --help",
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_what_was_mistyped_and_what_was_meant(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(typed.split()) == 2
+    out, said = capsys.readouterr()
+    assert said.startswith(f"fastgan: {MISTAKES[typed]}")
+    assert said.count("\n") == 1
+    assert not out
+
+
 @pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -49,7 +49,9 @@ def _parse(kind: Any, args: Sequence[str] | None, **words: Any) -> Any:
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise FastganError(one_line(caught.getvalue())) from None
+        asked = sys.argv[1:] if args is None else args
+        command = "pack" if words["prog"].endswith("pack") else asked[0] if asked and asked[0][:1] != "-" else ""
+        raise FastganError(one_line(caught.getvalue(), command)) from None
 
 
 def main(args: Sequence[str] | None = None) -> int:
