@@ -187,7 +187,7 @@ class _Packer:
             begun = json.loads(path.read_bytes()) if path.exists() else None
         except (ValueError, RecursionError):
             begun = {}
-        if begun is None:
+        if begun is None or not any(path.parent.glob("shard-*.json")):  # nothing that would be lost
             replace_durable(path, json.dumps(plan, indent=1).encode())
             return
         for key, value in plan.items():
