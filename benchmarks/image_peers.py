@@ -7,7 +7,7 @@ two torch.optim.Adam.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,21 @@ def _against(logits: Tensor, wanted: float) -> Tensor:
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
 
 
+def _adams(*modules: nn.Module, betas: tuple[float, float], lr: float = 1e-3) -> list[torch.optim.Adam]:
+    return [torch.optim.Adam(module.parameters(), lr=lr, betas=betas) for module in modules]
+
+
+def _train_critic(
+    critic: nn.Module, adam: torch.optim.Adam, fake: Sequence[Tensor], real: Sequence[Tensor], share: float = 1.0
+) -> None:
+    """A step of the critic, which is frozen afterwards. fake, real: what it is given of each."""
+    critic.requires_grad_(True)
+    adam.zero_grad()
+    ((_against(critic(*fake), 0.0) + _against(critic(*real), 1.0)) * share).backward()
+    adam.step()
+    critic.requires_grad_(False)
+
+
 @dataclass
 class PlainTranslation:
     """pix2pix (Isola et al. 2017). share: of the critic's loss, which the paper halves"""
@@ -42,19 +57,12 @@ class PlainTranslation:
     adams: list[torch.optim.Adam] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.adams = [
-            torch.optim.Adam(m.parameters(), lr=self.lr, betas=(0.5, 0.999)) for m in (self.generator, self.critic)
-        ]
+        self.adams = _adams(self.generator, self.critic, betas=(0.5, 0.999), lr=self.lr)
 
     def __call__(self, source: Tensor, target: Tensor) -> None:
         of_generator, of_critic = self.adams
         fake = self.generator(source)
-        self.critic.requires_grad_(True)
-        of_critic.zero_grad()
-        loss = _against(self.critic(fake.detach(), source), 0.0) + _against(self.critic(target, source), 1.0)
-        (loss * self.share).backward()
-        of_critic.step()
-        self.critic.requires_grad_(False)
+        _train_critic(self.critic, of_critic, (fake.detach(), source), (target, source), self.share)
         of_generator.zero_grad()
         (_against(self.critic(fake, source), 1.0) + 100 * l1_loss(fake, target)).backward()
         of_generator.step()
@@ -76,9 +84,7 @@ class PlainInpainting:
     adams: list[torch.optim.Adam] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.adams = [
-            torch.optim.Adam(m.parameters(), lr=self.lr, betas=(0.5, 0.999)) for m in (self.generator, self.critic)
-        ]
+        self.adams = _adams(self.generator, self.critic, betas=(0.5, 0.999), lr=self.lr)
 
     def raw(self, images: Tensor, masks: Tensor) -> Tensor:
         made: Tensor = self.generator(torch.cat([self.fill(images, masks), masks], 1))
@@ -91,11 +97,7 @@ class PlainInpainting:
         of_generator, of_critic = self.adams
         made = self.raw(images, masks)
         filled = torch.where(masks > 0, made, images)
-        self.critic.requires_grad_(True)
-        of_critic.zero_grad()
-        (_against(self.critic(filled.detach(), masks), 0.0) + _against(self.critic(images, masks), 1.0)).backward()
-        of_critic.step()
-        self.critic.requires_grad_(False)
+        _train_critic(self.critic, of_critic, (filled.detach(), masks), (images, masks))
         of_generator.zero_grad()
         difference = (made - images).abs()
         within, outside = (difference * masks).mean() / masks.mean(), (difference * (1 - masks)).mean()
@@ -119,7 +121,7 @@ class PlainSuperResolution:
     adams: list[torch.optim.Adam] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.adams = [torch.optim.Adam(m.parameters(), betas=(0.9, 0.999)) for m in (self.generator, self.critic)]
+        self.adams = _adams(self.generator, self.critic, betas=(0.9, 0.999))
 
     def __call__(self, images: Tensor) -> None:
         progress = self.done / self.steps
@@ -128,11 +130,7 @@ class PlainSuperResolution:
             adam.param_groups[0]["lr"] = self.lr(progress)
         of_generator, of_critic = self.adams
         fake = self.generator(reduced(images, self.scale, "bicubic"))
-        self.critic.requires_grad_(True)
-        of_critic.zero_grad()
-        (_against(self.critic(fake.detach()), 0.0) + _against(self.critic(images), 1.0)).backward()
-        of_critic.step()
-        self.critic.requires_grad_(False)
+        _train_critic(self.critic, of_critic, (fake.detach(),), (images,))
         of_generator.zero_grad()
         (self.pixel(fake, images) + self.adversarial(progress) * _against(self.critic(fake), 1.0)).backward()
         of_generator.step()

@@ -115,8 +115,8 @@ def of_inpainting(system: Any, players: dict[str, Any], batch: Any) -> dict[str,
         draw = picture_draw(batch.index.tolist(), batch.index.device)
         masks = replace(system, mask=kind).masks(batch, draw)
         filled = system.inpaint(players, batch.images, masks, draw)
-        ways = {"mean of the rest": mean_filled, "diffusion": diffused, "smooth fill": smooth_fill}
-        for name, made in ({way: fill(batch.images, masks) for way, fill in ways.items()} | {"filled": filled}).items():
+        ways = {name: fill(batch.images, masks) for name, fill in FILLS.items()} | {"filled": filled}
+        for name, made in ways.items():
             numbers[f"{kind}: {name}, PSNR in the hole"] = psnr_within(made, batch.images, masks)
     return numbers
 
@@ -142,6 +142,14 @@ def diffused(images: Tensor, masks: Tensor, steps: int = 400) -> Tensor:
         around = padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2] + padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1]
         x = torch.where(masks > 0, around / 4, images)
     return x
+
+
+FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean of the rest": mean_filled,
+    "smooth fill": smooth_fill,
+    "diffusion": diffused,
+}
+"""Ways to fill holes that need no training: (images, masks) -> images."""
 
 
 PHOTOS = {"data.path": "photos", "data.size": 64, "threads": 1, "channels_last": False, "output.grid_images": 24}

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from benchmarks.conditional_peer import PlainLoop
 from benchmarks.image_peers import PlainInpainting, PlainSuperResolution, PlainTranslation, unfused
-from benchmarks.image_quality import compared, diffused, mean_filled, psnr_within, sets
+from benchmarks.image_quality import FILLS, compared, mean_filled, psnr_within, sets
 from benchmarks.photo_scores import Judge, distance, features
 from fastgan import baseline_styles
 from fastgan.assemble import build_state, new_step
 from fastgan.contract import Batch, Draw
 from fastgan.data import DataOptions, ImageSet
 from fastgan.gans import ConditionalGAN, Inpainting, StyleBasedGAN, SuperResolution, Translation
-from fastgan.gans.masks import smooth_fill
 from fastgan.gans.super_resolution import PIXEL_LOSSES
 from fastgan.models import DCGAN, PatchCritic, SRCritic, SRResNet, StyleGAN2, UNet
 from fastgan.models.srresnet import enlarged
@@ -200,14 +199,11 @@ def inpainting(kimg: float) -> Contest:
             return plain.inpaint(x, holes)
 
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "mean of the rest": mean_filled,
-        "smooth fill": smooth_fill,
-        "diffusion": diffused,
+        **FILLS,
         **{name: functools.partial(by_engine, name) for name in averages},
         "plain loop": by_loop,
     }
 
-    @torch.no_grad()
     def scores(name: str) -> dict[str, float]:
         made = {kind: ways[name](target, holes) for kind, holes in masks.items()}
         numbers = {f"PSNR in a {kind} hole": psnr_within(made[kind], target, holes) for kind, holes in masks.items()}
@@ -221,8 +217,8 @@ def inpainting(kimg: float) -> Contest:
         images,
         sides,
         scores,
-        lambda name: ways[name](target[some], of_pictures[some]).detach(),
-        {name: scores(name) for name in ways if name not in sides},
+        lambda name: ways[name](target[some], of_pictures[some]),
+        {name: scores(name) for name in FILLS},
         (torch.where(of_pictures > 0, 0.0, target)[some], target[some]),
     )
 

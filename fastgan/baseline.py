@@ -187,21 +187,21 @@ def interpolate_penalty(
 def critic_loss(recipe: Recipe, real: Tensor, fake: Tensor) -> Tensor:
     """Loss of the critic from its logits [N] on reals and fakes."""
     if recipe.loss == "relativistic":
-        return F.softplus(fake - real).mean()
+        return -F.logsigmoid(real - fake).mean()
     if recipe.loss == "wasserstein":
         return fake.mean() - real.mean()
     if recipe.loss == "hinge":
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+    return -F.logsigmoid(real).mean() - F.logsigmoid(-fake).mean()
 
 
 def generator_loss(recipe: Recipe, real: Tensor, fake: Tensor) -> Tensor:
     """Loss of the generator from the critic's logits [N]."""
     if recipe.loss == "relativistic":
-        return F.softplus(real - fake).mean()
+        return -F.logsigmoid(fake - real).mean()
     if recipe.loss in ("wasserstein", "hinge"):
         return -fake.mean()
-    return F.softplus(-fake).mean()
+    return -F.logsigmoid(fake).mean()
 
 
 def adam_of(options: Optimizer, module: nn.Module, *, fused: bool = True) -> torch.optim.Adam:

@@ -19,7 +19,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu, softplus
+from torch.nn import functional
+from torch.nn.functional import relu
 
 from fastgan.errors import FastganError
 
@@ -48,6 +49,11 @@ class Loss:
 def _wide(logits: Tensor) -> Tensor:
     """Half-precision logits in fp32, others as they are."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), exact in float64, too: by default PyTorch's is x above 20, which is 2e-9 off."""
+    return functional.softplus(x, threshold=LOG_RATIO_LIMIT)
 
 
 def _logistic_critic(real: Tensor, fake: Tensor) -> Tensor:

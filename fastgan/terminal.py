@@ -18,29 +18,34 @@ from fastgan.errors import suggest
 RESUMABLE = 3  # exit status
 
 
-def one_line(box: str, command: str = "") -> str:
+def one_line(box: str, helped: str) -> str:
     """What an error box of tyro says, as one line that names what came and what was expected.
 
-    command: the one that was asked for, for the pointer to its help
+    helped: the command whose help it points to
     """
-    rows = [re.sub(r"^[│|]\s?|\s*[│|]$", "", row).strip() for row in box.splitlines()]
-    rows = [row for row in rows if row]
-    if len(rows) > 1 and re.fullmatch("-+", rows[1]):  # where the terminal cannot show a frame, there is a title above
-        del rows[0]
-    rows = [row for row in rows if not re.fullmatch(r"[╭╰─╮╯+\-\s]*|[╭+].*[╮+]", row)]
-    rows = [row for row in rows if not re.match(r"For full helptext|in fastgan .*--help$|fastgan .*--help$", row)]
-    text = re.sub(r"\s+", " ", " ".join(rows)).strip(" .")
+    text = _unboxed(box)
     if found := re.match(r"Unrecognized options: (.*?) Available subcommands: (.*)", text):
         return f"unknown command {found[1]}{suggest(found[1], found[2].split(', '))}"
     if found := re.match(r"Unrecognized options: (--?[^\s,]+)(.*)", text):
         options = set(re.findall(r"(?<= )--[a-z][\w-]*(?= [A-Z{])", found[2]))
-        near = difflib.get_close_matches(found[1], options, n=1, cutoff=0.75)
-        text = f"unknown option {found[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        if near := difflib.get_close_matches(found[1], options, n=1, cutoff=0.75):
+            return f"unknown option {found[1]}; did you mean {near[0]}? See {helped} --help"
+        text = f"unknown option {found[1]}"
     elif found := re.match(r"Unrecognized options: (.*)", text):
         text = f"unexpected {found[1]}"
     elif found := re.match(r"Error parsing (\S+): .*?('[^']*').* Argument helptext: \S+ (\S+)", text):
         text = f"{found[1]}: expected {found[3]}, got {found[2]}"
-    return f"{text}; see {' '.join(['fastgan', *command.split()])} --help".replace("?; see", "? See")
+    return f"{text}; see {helped} --help"
+
+
+def _unboxed(box: str) -> str:
+    """The text of a box, without its frame, title and pointers to the help, in one line."""
+    rows = [row for row in (re.sub(r"^[│|]\s?|\s*[│|]$", "", row).strip() for row in box.splitlines()) if row]
+    if len(rows) > 1 and re.fullmatch("-+", rows[1]):  # where the terminal cannot show a frame, there is a title above
+        del rows[0]
+    rows = [row for row in rows if not re.fullmatch(r"[╭╰─╮╯+\-\s]*|[╭+].*[╮+]", row)]
+    rows = [row for row in rows if not re.match(r"For full helptext|in fastgan .*--help$|fastgan .*--help$", row)]
+    return re.sub(r"\s+", " ", " ".join(rows)).strip(" .")
 
 
 def as_typed_here(command: str) -> str:

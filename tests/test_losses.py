@@ -189,3 +189,15 @@ def _logits(count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     pair = torch.rand(2, count, dtype=torch.float64, generator=generator) * 1.6 - 0.8
     return pair[0].clone().requires_grad_(), pair[1].clone().requires_grad_()
+
+
+def test_logits_that_are_large_are_exact_in_float64() -> None:
+    """log(1 + exp(x)) = x + log(1 + exp(-x)), its slope sigmoid(x); PyTorch's default gives x and 1 above 20."""
+    x = torch.linspace(-45, 45, 901, dtype=torch.float64, requires_grad=True)
+    value = losses.softplus(x)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    logits = x.detach()
+    exact = logits.clamp(min=0) + torch.log1p((-logits.abs()).exp())
+    torch.testing.assert_close(value, exact, rtol=1e-15, atol=0.0)
+    torch.testing.assert_close(slope, torch.sigmoid(logits), rtol=1e-15, atol=0.0)
+    assert (exact[logits > 21] - logits[logits > 21]).max() > 5e-10  # there is something to tell them apart by

@@ -33,15 +33,17 @@ if TYPE_CHECKING:
 BUG, MENDABLE, RESUMABLE = 1, 2, 3
 
 
-def parse(args: Sequence[str] | None) -> Command:
+def parse(args: Sequence[str]) -> Command:
     """The command in `args`. An unknown or missing flag is one line, not a box."""
     from fastgan.cli.commands import Command
 
-    command: Command = _parse(Command, args, prog="fastgan", description=(__doc__ or "").split("\n\n")[-1])
+    helped = " ".join(["fastgan", *(word for word in args[:1] if not word.startswith("-"))])
+    command: Command = _parse(Command, args, helped, prog="fastgan", description=(__doc__ or "").split("\n\n")[-1])
     return command
 
 
-def _parse(kind: Any, args: Sequence[str] | None, **words: Any) -> Any:
+def _parse(kind: Any, args: Sequence[str], helped: str, **words: Any) -> Any:
+    """helped: the command whose help an error points to"""
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
@@ -49,9 +51,7 @@ def _parse(kind: Any, args: Sequence[str] | None, **words: Any) -> Any:
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        asked = sys.argv[1:] if args is None else args
-        command = "pack" if words["prog"].endswith("pack") else asked[0] if asked and asked[0][:1] != "-" else ""
-        raise FastganError(one_line(caught.getvalue(), command)) from None
+        raise FastganError(one_line(caught.getvalue(), helped)) from None
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def _run(args: Sequence[str]) -> int:
     if args and args[0] == "pack":  # does not wait for PyTorch to load
         with nothing_begun():
             from fastgan.cli.pack import Pack, run_pack
-        return run_pack(_parse(Pack, args[1:], prog="fastgan pack"))
+        return run_pack(_parse(Pack, args[1:], "fastgan pack", prog="fastgan pack"))
     with nothing_begun():
         from fastgan.cli import actions
     return actions.run(parse(args), args)

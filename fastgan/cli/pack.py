@@ -68,11 +68,6 @@ def run_pack(command: Pack) -> int:
         return _verify(command.verify, command.workers)
     if not (command.source and command.target):
         raise FastganError("pack: expected SRC and DST, such as: fastgan pack pictures pictures-64 --size 64")
-    if command.source in ("digits", "photos", "photos:held-out") and not os.path.exists(command.source):
-        raise FastganError(
-            f"pack: {command.source} comes with fastgan and needs no pack: fastgan train --data {command.source}; "
-            "SRC is a folder of images, a .zip or .tar of one, or a pack"
-        )
     return _pack(command)
 
 

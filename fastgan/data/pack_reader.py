@@ -38,7 +38,6 @@ from fastgan.data.rows import Rows, crc32
 from fastgan.errors import FastganError
 
 VERIFIED_AT_ONCE = 4096  # images
-CHANGED = "does not match its checksum"
 MOST_REJECTED, MOST_REJECTED_BYTES = 100, 1 << 20
 COLD = 0.5  # a pack larger than this part of the memory is read at random from the disk, not from the page cache
 Progress = Callable[[int, int], None]
@@ -92,15 +91,13 @@ class Pack:
             mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead
         return mapped
 
-    def read(self, image: int, shard: int, start: int, end: int) -> bytes:
-        """Bytes start to end - 1 of a shard, those of `image`. Raises FastganError for others than its sum says."""
+    def compared(self, image: int, shard: int, start: int, end: int) -> tuple[bytes, str]:
+        """Bytes start to end - 1 of a shard, those of `image`, and what is wrong with them: "" for nothing."""
         try:
             data = os.pread(self.file(shard).fileno(), end - start, start)
         except OSError as error:
-            raise FastganError(f"{self.where(image)}: {error.strerror}; {AGAIN}") from error
-        if crc32(data) != int(self.checksums[image]):
-            raise FastganError(f"{self.where(image)}: {CHANGED}; {AGAIN}")
-        return data
+            return b"", error.strerror or str(error)
+        return data, "" if crc32(data) == int(self.checksums[image]) else "does not match its checksum"
 
     @property
     def cold(self) -> bool:
@@ -146,7 +143,10 @@ class Pack:
                 f"{self.where(image)}: damaged {OFFSETS}: expected a piece of bytes {least} to {most}, "
                 f"got {start} to {end}; {AGAIN}"
             )
-        return self.read(image, shard, start - least, end - least)
+        data, wrong = self.compared(image, shard, start - least, end - least)
+        if wrong:
+            raise FastganError(f"{self.where(image)}: {wrong}; {AGAIN}")
+        return data
 
     def decode_into(self, image: int, out: Pixels) -> None:
         """A JPEG or PNG image into `out` [size, size, channels]. Raises FastganError for a damaged one."""
@@ -317,13 +317,9 @@ def _wrong_images(pack: Pack, shard: int, start: int, end: int) -> list[str]:
         ends = np.arange(start, end + 1) * size - int(pack.first[shard]) * size
     else:
         ends = pack.offsets[start : end + 1].astype(np.int64) - pack.base[shard]
-    wrong = []
-    for image, a, b in zip(range(start, end), ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        try:
-            pack.read(image, shard, a, b)
-        except FastganError as error:
-            wrong.append(str(error).removeprefix(f"pack {pack.name}: ").removesuffix(f"; {AGAIN}"))
-    return wrong
+    images = zip(range(start, end), ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    found = [(image, pack.compared(image, shard, a, b)[1]) for image, a, b in images]
+    return [f"image {image} in {shard_path(pack.folder, shard).name}: {wrong}" for image, wrong in found if wrong]
 
 
 def sha256_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from PIL import Image
 
+from fastgan.data import BUILT_IN
 from fastgan.data.decode import BadImage, decode
 from fastgan.data.files import Files, printable
 from fastgan.data.image_set import ImageSet, Indices, Pixels
@@ -143,6 +144,11 @@ def open_source(options: PackOptions) -> Source:
     path = Path(os.path.expanduser(options.source))
     if path.is_dir() and is_pack(path):
         return _PackSource.open(path, options)
+    if options.source in BUILT_IN and not path.exists():
+        raise FastganError(
+            f"pack: {options.source} comes with fastgan and needs no pack: fastgan train --data {options.source}; "
+            "SRC is a folder of images, a .zip or .tar of one, or a pack"
+        )
     files = list_files(options.source, max_megapixels=options.max_megapixels)
     if len(files.names) < 2:
         others = f" (and {files.ignored:,} files of other kinds)" if files.ignored else ""
