@@ -23,6 +23,7 @@
 #include "sampler.h"
 #include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
+#include "winograd.h"
 
 namespace py = pybind11;
 using namespace fastgan;
@@ -32,7 +33,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 8;
+constexpr int kAbi = 9;
 
 template <typename T>
 T* at(Address address) {
@@ -323,6 +324,30 @@ void define_norm_act_cuda(py::module_& m) {
 }
 #endif
 
+// ---- winograd
+
+// Sizes: samples, height, width, small, large.
+Winograd winograd(const std::array<int64_t, 5>& n, int kernel, int tile) {
+  return {n[0], n[1], n[2], n[3], n[4], kernel, tile};
+}
+
+void define_winograd_cpu(py::module_& m) {
+  py::class_<Winograd>(m, "Winograd")
+      .def(py::init(&winograd), py::arg("sizes"), py::arg("kernel"), py::arg("tile"))
+      .def("scratch", [](const Winograd& conv, int way, int threads) {
+        return fastgan_winograd_scratch(&conv, WinogradWay(way), threads);
+      }, py::arg("way"), py::arg("threads"));
+  m.def("winograd_here", &fastgan_winograd_here);
+  m.def(
+      "winograd_cpu",
+      [](const Winograd& conv, int way, Address small, Address large, Address weight, Address scratch, int threads) {
+        fastgan_winograd_cpu(&conv, WinogradWay(way), at<float>(small), at<float>(large), at<float>(weight),
+                             at<float>(scratch), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("conv"), py::arg("way"), py::arg("small"), py::arg("large"),
+      py::arg("weight"), py::arg("scratch"), py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -441,6 +466,7 @@ PYBIND11_MODULE(_C, m) {
 
   define_modulated_act_cpu(m);
   define_norm_act_cpu(m);
+  define_winograd_cpu(m);
 
 #ifdef FASTGAN_CUDA
   define_norm_act_cuda(m);

@@ -1,4 +1,4 @@
-"""Convolution of maps [N, C, H, W] on CPUs, each direction by the library or as a product of matrices.
+"""Convolution of maps [N, C, H, W] on CPUs, each direction in the way that is fastest: one of two here, or the library's.
 
 A convolution is the transpose of a transposed convolution with the same weight: what that one calls its input is the
 output y here. With its columns (fastgan.kernels.conv_transpose_bn_act.columns)
@@ -6,7 +6,8 @@ output y here. With its columns (fastgan.kernels.conv_transpose_bn_act.columns)
     y = unfold(x) weight^T          dx = fold(dy weight)          dweight = dy^T unfold(x)
 
 oneDNN's convolutions are far from the rate of matrix products for weight gradients on small maps, for the gradient of
-images (few channels), and where the kernel is as large as the map. The others are the library's.
+images (few channels), and where the kernel is as large as the map. With 4x4 and 3x3 kernels and many channels, minimal
+filtering takes fewer multiplications (fastgan.kernels.winograd). The others are the library's.
 
 x: [N, Cin, H, W], weight: [Cout, Cin, KH, KW], bias: [Cout] -> y [N, Cout, H', W'], channels-last. float32, float64.
 """
@@ -21,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastgan.kernels import winograd
 from fastgan.kernels._runtime import choose, register
 from fastgan.kernels._runtime.second_order import double_backward
 from fastgan.kernels.conv_transpose_bn_act import columns
 from fastgan.kernels.conv_transpose_bn_act.columns import COLUMNS, LIBRARY, Plan
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
-
-aten = torch.ops.aten
 
 # (x, weight, stride, padding, dilation): what test and benchmark share.
 CASES = (
@@ -53,7 +53,27 @@ def plan(x_shape: Sequence[int], weight_shape: Sequence[int], stride: Sequence[i
     if tuple(x_shape[2:]) == tuple(kernel) and max(padding) == 0 and dense:
         return COLUMNS
     few = cin <= 4 and cin * kernel[0] * kernel[1] >= 12
-    return Plan(forward=False, input=few, weight=cout >= 512 and height * width <= 16)
+    better = _filtered(x_shape, weight_shape, stride, padding, dilation, dtype)[winograd.WEIGHT]
+    return Plan(forward=False, input=few, weight=not better and cout >= 512 and height * width <= 16)
+
+
+def is_faster(x_shape: Sequence[int], weight_shape: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+              dilation: Sequence[int], dtype: torch.dtype, with_gradients: bool) -> bool:  # fmt: skip
+    """Whether any direction is not the library's."""
+    how = plan(x_shape, weight_shape, stride, padding, dilation, dtype)
+    better = _filtered(x_shape, weight_shape, stride, padding, dilation, dtype)
+    if how.forward or better[winograd.DOWN]:
+        return True
+    return with_gradients and (how.input or how.weight or any(better.values()))
+
+
+def _filtered(x_shape: Sequence[int], weight_shape: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+              dilation: Sequence[int], dtype: torch.dtype) -> dict[int, bool]:  # fmt: skip
+    """What fastgan.kernels.winograd is faster at."""
+    size = size_of(x_shape[2:], weight_shape[2:], stride, padding, dilation)
+    y_shape = (x_shape[0], weight_shape[0], *size)
+    how = winograd.filtering(y_shape, x_shape, weight_shape, stride, padding, dilation, 1, dtype)
+    return winograd.NOWHERE if how is None else how.faster
 
 
 def size_of(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
@@ -96,9 +116,7 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
     if not plan(x.shape, weight.shape, stride, padding, dilation, x.dtype).forward:
-        y: Tensor = aten.convolution(
-            _last(x), _last(weight), bias, stride, padding, dilation, False, [0] * len(stride), 1
-        )
+        y = winograd.convolution(_last(x), _last(weight), bias, stride, padding, dilation, False, [0] * len(stride), 1)
         return _last(y)
     size = size_of(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     like = x.new_empty(x.shape[0], *size, weight.shape[0]).permute(0, 3, 1, 2)
@@ -131,7 +149,7 @@ def _backward(
         dweight = _there(columns.backward(x, grad, weight, None, geometry, needs=needed, how=COLUMNS)[1])
     rest = needs[0] and not how.input, needs[1] and not how.weight
     if any(rest):
-        made = aten.convolution_backward(
+        made = winograd.convolution_backward(
             grad, x, _last(weight), None, stride, padding, dilation, False, [0] * len(stride), 1, [*rest, False]
         )
         dx, dweight = (mine if other is None else other for mine, other in zip((dx, dweight), made[:2], strict=True))

@@ -10,21 +10,20 @@ from torch import Tensor, nn
 
 from fastgan.kernels._runtime import plain
 from fastgan.kernels.activations import code_of
-from fastgan.kernels.convolution import convolution, plan
+from fastgan.kernels.convolution import convolution, is_faster
 from fastgan.nn.chain import run_bias_act, run_chain
 
 Size = int | tuple[int, ...]
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with the same state, which on a CPU takes the faster way for each gradient (kernels/convolution.py)."""
+    """nn.Conv2d with the same state, which on a CPU takes the fastest way for each direction (kernels/convolution.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._runs_here(x):
             return super().forward(x)
         shape, options = (self.out_channels, self.in_channels, *self.kernel_size), (self.padding, self.dilation)
-        how = plan(x.shape, shape, self.stride, *options, x.dtype)  # type: ignore[arg-type]
-        if not (how.forward or (torch.is_grad_enabled() and (how.input or how.weight))):
+        if not is_faster(x.shape, shape, self.stride, *options, x.dtype, torch.is_grad_enabled()):  # type: ignore[arg-type]
             return super().forward(x)
         weight = self.weight  # read once: where it is computed, as by spectral normalisation, that changes state
         if weight.dtype != x.dtype:

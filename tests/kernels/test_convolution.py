@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.kernels import convolution as ours
+from fastgan.kernels import winograd
 from fastgan.kernels._runtime import EXTENSION
 from fastgan.kernels.conv_transpose_bn_act.columns import COLUMNS, Plan
 from fastgan.nn import Conv2d
@@ -41,17 +42,24 @@ def test_numbers(case: Any, dtype: torch.dtype, how: Plan | None, monkeypatch: p
         assert (mine.double() - theirs).norm() < bound * theirs.norm()
 
 
-def test_what_is_planned() -> None:
-    """The directions for which a product is faster: the image's gradient, weights on small maps, a kernel as large as
-    the map."""
+def test_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directions for which a product is faster: the image's gradient, a kernel as large as the map, and weights on
+    small maps, but for what minimal filtering does."""
 
     def planned(number: int) -> Plan:
         x, weight, *geometry = ours.CASES[number]
         return ours.plan(x, weight, *geometry, torch.float32)
 
     assert planned(0) == Plan(forward=False, input=True, weight=False)
-    assert planned(1) == Plan(forward=False, input=False, weight=True)
+    here = EXTENSION.module.winograd_here()
+    assert planned(1) == Plan(forward=False, input=False, weight=not here)
+    x, weight, *geometry = ours.CASES[1]
+    assert ours.is_faster(x, weight, *geometry, torch.float32, with_gradients=True)
+    assert not ours.is_faster(x, weight, *geometry, torch.float32, with_gradients=False)
+    assert ours.is_faster((64, *x[1:]), weight, *geometry, torch.float32, with_gradients=False) == here
     assert planned(2) == COLUMNS
+    monkeypatch.setattr(winograd, "filtering", lambda *_: None)
+    assert planned(1) == Plan(forward=False, input=False, weight=True)
     assert ours.plan((4, 3, 8, 8), (8, 3, 4, 4), (2, 2), (1, 1), (1, 1), torch.bfloat16) == Plan(False, False, False)
 
 

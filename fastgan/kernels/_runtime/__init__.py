@@ -6,6 +6,7 @@ from fastgan.kernels._runtime.extension import EXTENSION
 from fastgan.kernels._runtime.measure import decide
 from fastgan.kernels._runtime.plain import plain, plain_layers
 from fastgan.kernels._runtime.register import DECOMPOSITIONS, register
+from fastgan.kernels._runtime.scratch import scratch
 from fastgan.kernels._runtime.verify import Verdict, verify_ops
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "plain_layers",
     "register",
     "report",
+    "scratch",
     "verify_ops",
 ]

@@ -10,14 +10,13 @@ Channels-last, x [N, H, W, Cin] is a matrix of N H W rows, and the weight [Cin, 
 
 The columns of some samples at a time are in memory. Types: float32 and float64.
 
-Every direction has its own faster way (`plan`), this one or the library's convolution. The results of this one do not
+Every direction has its own faster way (`plan`): this one, that of fastgan.kernels.winograd, or the library's convolution. The results of this one do not
 depend on the number of threads but for what the products of matrices make of it.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,8 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.kernels._runtime import EXTENSION, choose
+from fastgan.kernels import winograd
+from fastgan.kernels._runtime import EXTENSION, choose, scratch
 from fastgan.kernels.activations import ACTS, invertible
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
 
@@ -63,10 +63,13 @@ def plan(x_shape: Sequence[int], weight_shape: Sequence[int], geometry: Geometry
     pixels, few = math.prod(x_shape[2:]), cout <= 8 and cout * math.prod(kernel) >= 12
     if _Fold.between(x_shape, weight_shape, geometry).is_identity:
         return COLUMNS
+    g, large = geometry, (x_shape[0], cout, *geometry.output_size(tuple(x_shape[2:]), tuple(kernel)))
+    tiles = winograd.filtering(x_shape, large, weight_shape, g.stride, g.padding, g.dilation, g.groups, dtype)
+    better = winograd.NOWHERE if tiles is None else tiles.faster
     return Plan(
-        forward=cin >= 256 or few,
-        input=cin >= 256 and (few or (cin >= 512 and pixels <= 16)),
-        weight=cin >= 256 and (few or cin >= 512 or pixels <= 64),
+        forward=not better[winograd.UP] and (cin >= 256 or few),
+        input=not better[winograd.DOWN] and cin >= 256 and (few or (cin >= 512 and pixels <= 16)),
+        weight=not better[winograd.WEIGHT] and cin >= 256 and (few or cin >= 512 or pixels <= 64),
     )
 
 
@@ -96,7 +99,7 @@ def forward(
     after = _After(None if bias is None else bias.contiguous(), act, slope)
     if how.forward:
         return _forward(x, weight, geometry, after, want_stats)
-    a = _channels_last(torch.ops.aten.convolution(*_for_library(x, weight), None, *_arguments(geometry)))
+    a = _channels_last(winograd.convolution(*_for_library(x, weight), None, *_arguments(geometry)))
     return a, *_finish(a, after, want_stats)
 
 
@@ -128,7 +131,7 @@ def backward(
         ours = needs[0] and how.input, needs[1] and how.weight
         dx, dweight = _backward(grad, a, x, weight, geometry, _After(None, act, slope), ours)
     if any(library):
-        theirs = torch.ops.aten.convolution_backward(
+        theirs = winograd.convolution_backward(
             grad, *_for_library(x, weight), None, *_arguments(geometry), [*library, False]
         )
         dx, dweight = (mine if other is None else other for mine, other in zip((dx, dweight), theirs[:2], strict=True))
@@ -207,22 +210,10 @@ def _chunks(fold: _Fold, rows: Tensor, matrix: Tensor) -> Iterator[tuple[slice, 
     pixels = len(rows) // fold.samples
     chunk = min(max(WEIGHTS_PER_CHUNK * matrix.nbytes, LEAST_CHUNK), LARGEST_CHUNK)
     size = min(max(chunk // (pixels * matrix.shape[1] * rows.itemsize), 1), fold.samples)
-    memory = _scratch(size * pixels * matrix.shape[1], rows.dtype).view(size * pixels, -1)
+    memory = scratch(size * pixels * matrix.shape[1], rows.dtype).view(size * pixels, -1)
     for begin in range(0, fold.samples, size):
         end = min(begin + size, fold.samples)
         yield slice(begin, end), slice(begin * pixels, end * pixels), memory[: (end - begin) * pixels]
-
-
-_KEPT = threading.local()
-
-
-def _scratch(count: int, dtype: torch.dtype) -> Tensor:
-    """Memory for `count` numbers, kept per thread: fresh pages cost more than what is done in them."""
-    kept: Tensor | None = getattr(_KEPT, str(dtype), None)
-    if kept is None or len(kept) < count:
-        kept = torch.empty(count, dtype=dtype)
-        setattr(_KEPT, str(dtype), kept)
-    return kept[:count]
 
 
 Sizes = tuple[tuple[int, ...], ...]  # as in csrc/bind.cpp: small, large, kernel, stride, padding, dilation

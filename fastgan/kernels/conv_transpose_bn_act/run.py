@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from fastgan.kernels import winograd
 from fastgan.kernels._runtime import choose
 from fastgan.kernels.activations import activate, slope_from_output
 from fastgan.kernels.batch_norm_act import Norm, native, reference_stats
@@ -14,8 +15,6 @@ from fastgan.kernels.batch_norm_act.op import native_backward
 from fastgan.kernels.batch_norm_act.reference import arithmetic_type, reference, reference_backward
 from fastgan.kernels.conv_transpose_bn_act import columns, gpu
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
-
-aten = torch.ops.aten
 
 
 def forward(
@@ -52,7 +51,7 @@ def _library(
     want_stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     g, a = geometry, prologue(x, norm)
-    y = aten.convolution(
+    y = winograd.convolution(
         a, channels_last(weight), bias, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups
     )
     del a
@@ -142,7 +141,7 @@ def _library_products(
     grad: Tensor, a: Tensor, weight: Tensor, geometry: Geometry, needs: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     g, outputs = geometry, weight.shape[1] * geometry.groups
-    made: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.convolution_backward(
+    made: tuple[Tensor | None, Tensor | None, Tensor | None] = winograd.convolution_backward(
         grad,
         a,
         channels_last(weight),

@@ -1,0 +1,199 @@
+"""Convolutions of 4x4 with stride 2 and of 3x3 with stride 1 on CPUs, with fewer multiplications than products.
+
+`convolution` and `convolution_backward` have the arguments of aten's operations of these names and stand for them. Each
+direction goes by minimal filtering (csrc/winograd.h; Winograd 1980; Lavin and Gray 2016, arXiv:1509.09308) where that is
+faster, and to the library else. The map with fewer pixels is called small, the other one large (of 3x3 both have as many):
+
+    down      small = convolution of large, or the input gradient of the transposed convolution
+    up        large = transposed convolution of small, or the input gradient of the convolution
+    weight    the weight gradient of either
+
+Tiles of 2x2 outputs take 9/16 (4x4) and 4/9 (3x3) of the multiplications and round as the library's convolutions do; those
+of 4x4 outputs take 25/64 and 1/4, and round about four times as much, relative to the size of the result some 1e-6.
+Types: float32; whatever else is the library's. x, weight and results are channels-last in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgan.kernels._runtime import EXTENSION, choose, register, scratch
+
+aten = torch.ops.aten
+
+DOWN, UP, WEIGHT = WAYS = range(3)  # as WinogradWay in csrc/winograd.h
+LANES, LEAST_CHANNELS = 16, 32
+TILES, LEAST_GAIN = (4, 2), 1.1
+# What the transforms of weights take, in tiles: an element of them costs as much as that many of its products.
+WEIGHT_TRANSFORM = {DOWN: 64, UP: 64, WEIGHT: 8}
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """A convolution that can be done so. small: [N, D, H, W], large: [N, C, s H, s W], weight: [D, C, kernel, kernel]."""
+
+    samples: int
+    height: int
+    width: int
+    small: int
+    large: int
+    kernel: int
+
+    @property
+    def stride(self) -> int:
+        return 2 if self.kernel == 4 else 1
+
+    def tile(self, way: int) -> int:
+        """The side of a tile of outputs, by a rule that knows no clock; 0 where the library is faster.
+
+        The gain is that of multiplications: outputs times taps, over points times tiles.
+        """
+        taps = self.kernel // self.stride
+        gains: dict[int, float] = {}
+        for tile in TILES:
+            tiles = self.samples * -(-self.height // tile) * -(-self.width // tile)
+            plain = self.samples * self.height * self.width * taps**2
+            gains[tile] = plain / ((tile + taps - 1) ** 2 * (tiles + WEIGHT_TRANSFORM[way]))
+        best = max(TILES, key=gains.__getitem__)
+        return best if gains[best] >= LEAST_GAIN else 0
+
+    @property
+    def faster(self) -> dict[int, bool]:
+        """Which of the ways are."""
+        return {way: self.tile(way) > 0 for way in WAYS}
+
+
+NOWHERE = dict.fromkeys(WAYS, False)
+
+
+def filtering(
+    small: Sequence[int], large: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int, dtype: torch.dtype,
+) -> Filtering | None:  # fmt: skip
+    """By the shapes of the small map, of the large one and of the weight; None for what cannot be done so."""
+    if len(small) != 4 or dtype != torch.float32 or groups != 1 or 0 in small:
+        return None
+    kernel = weight[2]
+    step = {3: 1, 4: 2}.get(kernel)
+    if step is None or weight[3] != kernel or any(s != step for s in stride):
+        return None
+    if any(p != 1 for p in padding) or any(d != 1 for d in dilation):
+        return None
+    if any(n != step * m for n, m in zip(large[2:], small[2:], strict=True)):
+        return None
+    if any(c % LANES or c < LEAST_CHANNELS for c in weight[:2]):
+        return None
+    native = choose("conv_transpose_bn_act", torch.device("cpu")).native
+    if not native or not EXTENSION.module.winograd_here():
+        return None
+    return Filtering(small[0], *small[2:], *weight[:2], kernel)
+
+
+# ---- the three ways
+
+
+def down(large: Tensor, weight: Tensor, how: Filtering, tile: int) -> Tensor:
+    """The small map [N, D, H, W]."""
+    large, weight = last(large), last(weight)
+    small = _new(large, how.samples, how.small, how.height, how.width)
+    _run(how, tile, DOWN, small, large, weight)
+    return small
+
+
+def up(small: Tensor, weight: Tensor, how: Filtering, tile: int) -> Tensor:
+    """The large map [N, C, s H, s W]."""
+    small, weight = last(small), last(weight)
+    large = _new(small, how.samples, how.large, how.stride * how.height, how.stride * how.width)
+    _run(how, tile, UP, small, large, weight)
+    return large
+
+
+def weight_gradient(small: Tensor, large: Tensor, how: Filtering, tile: int) -> Tensor:
+    """[D, C, kernel, kernel], of which one map is the input and the other one the gradient of the output."""
+    small, large = last(small), last(large)
+    weight = _new(small, how.small, how.large, how.kernel, how.kernel)
+    _run(how, tile, WEIGHT, small, large, weight)
+    return weight
+
+
+def _run(how: Filtering, tile: int, way: int, small: Tensor, large: Tensor, weight: Tensor) -> None:
+    sizes = how.samples, how.height, how.width, how.small, how.large
+    conv, threads = EXTENSION.module.Winograd(sizes, how.kernel, tile), torch.get_num_threads()
+    room = scratch(conv.scratch(way, threads), torch.float32)
+    EXTENSION.module.winograd_cpu(
+        conv, way, small.data_ptr(), large.data_ptr(), weight.data_ptr(), room.data_ptr(), threads
+    )
+
+
+def last(x: Tensor) -> Tensor:
+    """x [N, C, H, W] with its channels next to each other. Where C or H W is 1, strides alone do not tell."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _new(like: Tensor, count: int, channels: int, height: int, width: int) -> Tensor:
+    return like.new_empty(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+# ---- instead of the library's operations
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """As aten.convolution of CPU tensors."""
+    geometry = stride, padding, dilation, transposed, output_padding, groups
+    how = _of(x, weight, *geometry) if x.device.type == "cpu" else None
+    tile = 0 if how is None else how.tile(UP if transposed else DOWN)
+    if how is None or not tile:
+        made: Tensor = aten.convolution(x, weight, bias, *geometry)
+        return made
+    made = (up if transposed else down)(x, weight, how, tile)
+    return made if bias is None else made.add_(bias.view(-1, 1, 1))
+
+
+def convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: list[int] | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """As aten.convolution_backward of CPU tensors: dx, dweight, dbias, None for those that are not needed."""
+    geometry = stride, padding, dilation, transposed, output_padding, groups
+    how = _of(x, weight, *geometry) if x.device.type == "cpu" else None
+    if how is None:
+        made: tuple[Tensor | None, ...] = aten.convolution_backward(grad, x, weight, bias_sizes, *geometry, needs)
+        return made[0], made[1], made[2]
+    dx = dweight = dbias = None
+    tile = how.tile(DOWN if transposed else UP)
+    if needs[0] and tile:
+        dx = (down if transposed else up)(grad, weight, how, tile)
+    tile = how.tile(WEIGHT)
+    if needs[1] and tile:
+        small, large = (x, grad) if transposed else (grad, x)
+        dweight = weight_gradient(small, large, how, tile)
+    rest = [needs[0] and dx is None, needs[1] and dweight is None, needs[2]]
+    if any(rest[:2]):
+        made = aten.convolution_backward(grad, x, weight, bias_sizes, *geometry, rest)
+        dx, dweight = (mine if mine is not None else other for mine, other in zip((dx, dweight), made[:2], strict=True))
+        dbias = made[2]
+    elif needs[2]:
+        dbias = grad.sum((0, 2, 3))
+    return dx, dweight, dbias
+
+
+def _of(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    transposed: bool, output_padding: Sequence[int], groups: int,
+) -> Filtering | None:  # fmt: skip
+    """Of the convolution with these arguments of aten's."""
+    if x.dim() != 4 or weight.dim() != 4 or any(output_padding) or weight.dtype != x.dtype:
+        return None
+    step = 2 if weight.shape[2] == 4 else 1
+    pixels = [n * step if transposed else n // step for n in x.shape[2:]]
+    other = [x.shape[0], weight.shape[1 if transposed else 0], *pixels]
+    small, large = (x.shape, other) if transposed else (other, x.shape)
+    return filtering(small, large, weight.shape, stride, padding, dilation, groups, x.dtype)
