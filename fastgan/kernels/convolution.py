@@ -1,4 +1,4 @@
-"""Convolution of maps [N, C, H, W] on CPUs, each direction in the way that is fastest: one of two here, or the library's.
+"""Convolution of maps [N, C, H, W] on CPUs, each direction in its fastest way, of three.
 
 A convolution is the transpose of a transposed convolution with the same weight: what that one calls its input is the
 output y here. With its columns (fastgan.kernels.conv_transpose_bn_act.columns)
@@ -123,6 +123,7 @@ def _forward(
     geometry = _transposed(x, weight, stride, padding, dilation)
     made, _, _ = columns.backward(x, like, weight, None, geometry, needs=(True, False, False), how=COLUMNS)
     assert made is not None
+    made = made.clone(memory_format=torch.channels_last)  # no view, so that it can be changed in place
     return made if bias is None else made.add_(bias.view(-1, 1, 1))
 
 

@@ -1,15 +1,16 @@
 """Convolutions of 4x4 with stride 2 and of 3x3 with stride 1 on CPUs, with fewer multiplications than products.
 
-`convolution` and `convolution_backward` have the arguments of aten's operations of these names and stand for them. Each
-direction goes by minimal filtering (csrc/winograd.h; Winograd 1980; Lavin and Gray 2016, arXiv:1509.09308) where that is
-faster, and to the library else. The map with fewer pixels is called small, the other one large (of 3x3 both have as many):
+`convolution` and `convolution_backward` have the arguments of aten's operations of these names and stand for them.
+Each direction goes by minimal filtering where that is faster (csrc/winograd.h; Winograd 1980; Lavin and Gray 2016,
+arXiv:1509.09308), and to the library else. The map with fewer pixels is called small, the other one large; of 3x3,
+where both have as many, that of the output small:
 
     down      small = convolution of large, or the input gradient of the transposed convolution
     up        large = transposed convolution of small, or the input gradient of the convolution
     weight    the weight gradient of either
 
-Tiles of 2x2 outputs take 9/16 (4x4) and 4/9 (3x3) of the multiplications and round as the library's convolutions do; those
-of 4x4 outputs take 25/64 and 1/4, and round about four times as much, relative to the size of the result some 1e-6.
+Tiles of 2x2 outputs take 9/16 (4x4) and 4/9 (3x3) of the multiplications and round as the library's convolutions do;
+those of 4x4 outputs take 25/64 and 1/4, and round about four times as much, some 1e-6 of the size of the result.
 Types: float32; whatever else is the library's. x, weight and results are channels-last in memory.
 """
 
@@ -34,7 +35,10 @@ WEIGHT_TRANSFORM = {DOWN: 64, UP: 64, WEIGHT: 8}
 
 @dataclass(frozen=True)
 class Filtering:
-    """A convolution that can be done so. small: [N, D, H, W], large: [N, C, s H, s W], weight: [D, C, kernel, kernel]."""
+    """A convolution that can be done so.
+
+    small: [N, D, H, W] -> D, large: [N, C, s H, s W] -> C, weight: [D, C, kernel, kernel]
+    """
 
     samples: int
     height: int
@@ -90,7 +94,8 @@ def filtering(
     native = choose("conv_transpose_bn_act", torch.device("cpu")).native
     if not native or not EXTENSION.module.winograd_here():
         return None
-    return Filtering(small[0], *small[2:], *weight[:2], kernel)
+    (count, _, height, width), (narrow, wide) = small, weight[:2]
+    return Filtering(count, height, width, narrow, wide, kernel)
 
 
 # ---- the three ways
@@ -135,7 +140,9 @@ def last(x: Tensor) -> Tensor:
 
 
 def _new(like: Tensor, count: int, channels: int, height: int, width: int) -> Tensor:
-    return like.new_empty(count, height, width, channels).permute(0, 3, 1, 2)
+    """Channels-last, and no view, so that it can be changed in place."""
+    size = count, channels, height, width
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 # ---- instead of the library's operations
@@ -147,7 +154,7 @@ def convolution(
 ) -> Tensor:  # fmt: skip
     """As aten.convolution of CPU tensors."""
     geometry = stride, padding, dilation, transposed, output_padding, groups
-    how = _of(x, weight, *geometry) if x.device.type == "cpu" else None
+    how = filtering_of(x, weight, *geometry) if x.device.type == "cpu" else None
     tile = 0 if how is None else how.tile(UP if transposed else DOWN)
     if how is None or not tile:
         made: Tensor = aten.convolution(x, weight, bias, *geometry)
@@ -163,7 +170,7 @@ def convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """As aten.convolution_backward of CPU tensors: dx, dweight, dbias, None for those that are not needed."""
     geometry = stride, padding, dilation, transposed, output_padding, groups
-    how = _of(x, weight, *geometry) if x.device.type == "cpu" else None
+    how = filtering_of(x, weight, *geometry) if x.device.type == "cpu" else None
     if how is None:
         made: tuple[Tensor | None, ...] = aten.convolution_backward(grad, x, weight, bias_sizes, *geometry, needs)
         return made[0], made[1], made[2]
@@ -185,11 +192,11 @@ def convolution_backward(
     return dx, dweight, dbias
 
 
-def _of(
+def filtering_of(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Filtering | None:  # fmt: skip
-    """Of the convolution with these arguments of aten's."""
+    """Of the convolution with these arguments of aten's; None for what cannot be done so."""
     if x.dim() != 4 or weight.dim() != 4 or any(output_padding) or weight.dtype != x.dtype:
         return None
     step = 2 if weight.shape[2] == 4 else 1
@@ -197,3 +204,44 @@ def _of(
     other = [x.shape[0], weight.shape[1 if transposed else 0], *pixels]
     small, large = (x.shape, other) if transposed else (other, x.shape)
     return filtering(small, large, weight.shape, stride, padding, dilation, groups, x.dtype)
+
+
+# ---- the same as operations, for graphs: of 4x4 with stride 2 and of 3x3 with stride 1, padding 1, without derivative
+
+
+def _geometry(kernel: int, transposed: bool) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+    return [2 if kernel == 4 else 1] * 2, [1, 1], [1, 1], transposed, [0, 0], 1
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    return convolution(last(x), weight, bias, *_geometry(weight.shape[2], transposed))
+
+
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    step = 2 if weight.shape[2] == 4 else 1
+    height, width = (n * step if transposed else n // step for n in x.shape[2:])
+    return _new(x, x.shape[0], weight.shape[1 if transposed else 0], height, width)
+
+
+def _weight_gradient(small: Tensor, large: Tensor, kernel: int) -> Tensor:
+    like = small.new_empty(small.shape[1], large.shape[1], kernel, kernel)
+    geometry = _geometry(kernel, transposed=False)
+    made = convolution_backward(small, large, like, None, *geometry, [False, True, False])[1]
+    assert made is not None
+    return last(made)
+
+
+def _fake_weight_gradient(small: Tensor, large: Tensor, kernel: int) -> Tensor:
+    return _new(small, small.shape[1], large.shape[1], kernel, kernel)
+
+
+register(
+    "filtered_convolution(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor",
+    _forward,
+    fake=_fake_forward,
+)
+register(
+    "filtered_weight_gradient(Tensor small, Tensor large, int kernel) -> Tensor",
+    _weight_gradient,
+    fake=_fake_weight_gradient,
+)

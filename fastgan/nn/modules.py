@@ -17,7 +17,7 @@ Size = int | tuple[int, ...]
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with the same state, which on a CPU takes the fastest way for each direction (kernels/convolution.py)."""
+    """nn.Conv2d with the same state, which on a CPU has a fastest way for each direction (kernels/convolution.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._runs_here(x):

@@ -4,6 +4,7 @@
     layout    where the samples are in each value                analysis  what the sweep can follow, and what not
     rules     one rule per operation: pass 3                     trace     all passes and the pull-back as one graph
     rewrite   fewer and cheaper operations                       code      straight-line Python, cut in two halves
+    filtering   convolutions by minimal filtering, for CPUs
     small_maps  convolutions as products of matrices, for CPUs
     probe     a fresh plan against autograd                      storage   which values share memory
     run       a whole backward

@@ -10,6 +10,7 @@ from torch import fx
 
 from fastgan.kernels import masked_act
 from fastgan.kernels._runtime import choose
+from fastgan.sweep.filtering import use_filtering
 from fastgan.sweep.graph import Node
 from fastgan.sweep.small_maps import use_products
 from fastgan.sweep.storage import Storage
@@ -24,6 +25,7 @@ def rewrite(graph: fx.Graph) -> fx.Graph:
     _each_once(graph)
     graph.eliminate_dead_code()
     _input_gradients_as_convolutions(graph)
+    use_filtering(graph)
     use_products(graph)
     _masks_for_activations(graph)
     graph.eliminate_dead_code()

@@ -113,3 +113,18 @@ def test_the_module_goes_our_way(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
     assert len(called) == 1, "nothing to gain, or not for us"
+
+
+@pytest.mark.parametrize("case", [0, 2, 4], ids=["library", "as products", "minimal filtering"])
+def test_the_output_can_be_changed_in_place(case: int) -> None:
+    cases = [*ours.CASES, ((16, 32, 16, 16), (64, 32, 4, 4), (2, 2), (1, 1), (1, 1))]
+    x_shape, weight_shape, stride, padding, _ = cases[case]
+    layer = Conv2d(weight_shape[1], weight_shape[0], weight_shape[2:], stride, padding)
+    x = random(x_shape, torch.float32).requires_grad_()
+    y = nn.functional.leaky_relu(layer(x), 0.2, inplace=True)
+    wanted = nn.functional.leaky_relu(nn.functional.conv2d(x, layer.weight, layer.bias, stride, padding), 0.2)
+    torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-5)
+    grad = torch.randn_like(y)
+    made, other = (torch.autograd.grad(each, (x, layer.weight), grad) for each in (y, wanted))
+    for a, b in zip(made, other, strict=True):
+        assert (a - b).norm() < 1e-3 * b.norm()

@@ -10,8 +10,8 @@ Channels-last, x [N, H, W, Cin] is a matrix of N H W rows, and the weight [Cin, 
 
 The columns of some samples at a time are in memory. Types: float32 and float64.
 
-Every direction has its own faster way (`plan`): this one, that of fastgan.kernels.winograd, or the library's convolution. The results of this one do not
-depend on the number of threads but for what the products of matrices make of it.
+Every direction has its own fastest way (`plan`): this one, that of fastgan.kernels.winograd, or the library's. The
+results of this one do not depend on the number of threads but for what the products of matrices make of it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def forward(
     after = _After(None if bias is None else bias.contiguous(), act, slope)
     if how.forward:
         return _forward(x, weight, geometry, after, want_stats)
-    a = _channels_last(winograd.convolution(*_for_library(x, weight), None, *_arguments(geometry)))
+    g, (last, filters) = geometry, _for_library(x, weight)
+    made = winograd.convolution(last, filters, None, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups)
+    a = _channels_last(made)
     return a, *_finish(a, after, want_stats)
 
 
@@ -131,8 +133,19 @@ def backward(
         ours = needs[0] and how.input, needs[1] and how.weight
         dx, dweight = _backward(grad, a, x, weight, geometry, _After(None, act, slope), ours)
     if any(library):
+        g, (last, filters) = geometry, _for_library(x, weight)
         theirs = winograd.convolution_backward(
-            grad, *_for_library(x, weight), None, *_arguments(geometry), [*library, False]
+            grad,
+            last,
+            filters,
+            None,
+            g.stride,
+            g.padding,
+            g.dilation,
+            True,
+            g.output_padding,
+            g.groups,
+            [*library, False],
         )
         dx, dweight = (mine if other is None else other for mine, other in zip((dx, dweight), theirs[:2], strict=True))
     if needs[2]:
@@ -307,11 +320,6 @@ def _new_image(x: Tensor, channels: int, size: Sequence[int]) -> Tensor:
 
 
 # ---- the library
-
-
-def _arguments(geometry: Geometry) -> tuple[Any, ...]:
-    """Of aten.convolution, after the bias."""
-    return geometry.stride, geometry.padding, geometry.dilation, True, geometry.output_padding, geometry.groups
 
 
 def _for_library(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
