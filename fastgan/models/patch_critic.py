@@ -17,7 +17,7 @@ from fastgan.errors import FastganError
 from fastgan.models.image_layers import NORMS, block, check_norm, concatenated, initialise
 from fastgan.models.sizes import at_least_one
 from fastgan.models.spectral import spectral_norm
-from fastgan.nn import fuse
+from fastgan.nn import Conv2d, fuse
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Network(nn.Module):
             width = min(options.width << level, options.max_width)
             stride = 2 if level < options.layers else 1
             plain = level == 0 or norm == "none"
-            conv = nn.Conv2d(channels, width, 4, stride=stride, padding=1, bias=plain)
+            conv = Conv2d(channels, width, 4, stride=stride, padding=1, bias=plain)
             blocks.append(block(conv, "none" if plain else norm, nn.LeakyReLU(0.2)))
             channels = width
         self.blocks = nn.ModuleList(blocks)

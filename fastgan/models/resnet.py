@@ -27,7 +27,7 @@ from torch.nn.functional import avg_pool2d, interpolate, relu
 from fastgan.contract import ImageShape
 from fastgan.models.sizes import at_least_one, check_attention, levels, per_image
 from fastgan.models.spectral import spectral_norm
-from fastgan.nn import ConditionalBatchNormAct2d, SelfAttention2d, fuse
+from fastgan.nn import ConditionalBatchNormAct2d, Conv2d, SelfAttention2d, fuse
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
@@ -96,7 +96,7 @@ class Generator(nn.Module):
         self.attended = attention.bit_length() - 3 if attention else 0  # after so many blocks
         self.attention = SelfAttention2d(widths[self.attended]) if attention else None
         self.norm = _norm(widths[-1], classes)
-        self.to_image = _xavier(nn.Conv2d(widths[-1], channels, 3, padding=1))
+        self.to_image = _xavier(Conv2d(widths[-1], channels, 3, padding=1))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         start: Tensor = self.start(z)
@@ -138,9 +138,9 @@ class UpBlock(nn.Module):
     def __init__(self, before: int, width: int, classes: int = 0) -> None:
         super().__init__()
         self.norm1 = _norm(before, classes)
-        self.conv1 = _xavier(nn.Conv2d(before, width, 3, padding=1), gain=math.sqrt(2))
+        self.conv1 = _xavier(Conv2d(before, width, 3, padding=1), gain=math.sqrt(2))
         self.norm2 = _norm(width, classes)
-        self.conv2 = _xavier(nn.Conv2d(width, width, 3, padding=1), gain=math.sqrt(2))
+        self.conv2 = _xavier(Conv2d(width, width, 3, padding=1), gain=math.sqrt(2))
         self.skip = _xavier(nn.Conv2d(before, width, 1))
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -159,8 +159,8 @@ class DownBlock(nn.Module):
     def __init__(self, before: int, width: int, *, pool: bool = True, pixels: bool = False) -> None:
         super().__init__()
         self.pool, self.pixels = pool, pixels
-        self.conv1 = _xavier(nn.Conv2d(before, width, 3, padding=1), gain=math.sqrt(2))
-        self.conv2 = _xavier(nn.Conv2d(width, width, 3, padding=1), gain=math.sqrt(2))
+        self.conv1 = _xavier(Conv2d(before, width, 3, padding=1), gain=math.sqrt(2))
+        self.conv2 = _xavier(Conv2d(width, width, 3, padding=1), gain=math.sqrt(2))
         self.skip = _xavier(nn.Conv2d(before, width, 1)) if pool or before != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
 from fastgan.models.image_layers import block, check_norm
 from fastgan.models.sizes import at_least_one
-from fastgan.nn import fuse
+from fastgan.nn import Conv2d, fuse
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Network(nn.Module):
         self.after = block(_conv(width, width, options.norm), options.norm, None)
         self.up = nn.Sequential(
             *(
-                nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
+                nn.Sequential(Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
                 for _ in range(scale.bit_length() - 1)
             )
         )
@@ -120,7 +120,7 @@ def reduced(x: Tensor, scale: int, kernel: str) -> Tensor:
 
 
 def _conv(before: int, width: int, norm: str) -> nn.Conv2d:
-    return nn.Conv2d(before, width, 3, padding=1, bias=norm != "batch")
+    return Conv2d(before, width, 3, padding=1, bias=norm != "batch")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class CriticNetwork(nn.Module):
         for level in range(2 * options.halvings):
             width = options.width << (level // 2)
             norm = options.norm if level else "none"
-            conv = nn.Conv2d(channels, width, 3, stride=1 + level % 2, padding=1, bias=norm == "none")
+            conv = Conv2d(channels, width, 3, stride=1 + level % 2, padding=1, bias=norm == "none")
             blocks.append(block(conv, norm, nn.LeakyReLU(0.2)))
             channels = width
         self.blocks = nn.ModuleList(blocks)

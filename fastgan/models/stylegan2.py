@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
 from fastgan.models.sizes import at_least_one, levels, per_image
+from fastgan.nn.convolution import conv2d
 from fastgan.nn.modulated import Blur, Linear, ModulatedConv, ToImage, without_autocast
 
 SLOPE, ACT_GAIN = 0.2, math.sqrt(2)
@@ -243,7 +244,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.bias is None or self.gain == 1 else self.bias * self.gain
-        return F.conv2d(x, self.weight * self.scale, bias, self.stride, self.padding)
+        return conv2d(x, self.weight * self.scale, bias, self.stride, self.padding)
 
 
 def with_minibatch_std(x: Tensor, group: int) -> Tensor:

@@ -22,7 +22,7 @@ from fastgan.contract import ImageShape
 from fastgan.errors import FastganError
 from fastgan.models.image_layers import block, check_norm, divisible, dropped, initialise
 from fastgan.models.sizes import at_least_one
-from fastgan.nn import fuse
+from fastgan.nn import Conv2d, fuse
 
 DROPPED = 3  # decoder blocks with dropout, from the innermost on
 
@@ -90,7 +90,7 @@ class Network(nn.Module):
         down: list[nn.Module] = []
         for level, (before, width) in enumerate(zip([channels, *widths], widths, strict=False)):
             plain = level == 0 or level == len(widths) - 1
-            conv = nn.Conv2d(before, width, 4, stride=2, padding=1, bias=bias or plain)
+            conv = Conv2d(before, width, 4, stride=2, padding=1, bias=bias or plain)
             down.append(block(conv, "none" if plain else options.norm, nn.LeakyReLU(0.2)))
         self.down = nn.ModuleList(down)
         up: list[nn.Module] = []

@@ -1,7 +1,8 @@
 from fastgan.nn.attention import SelfAttention2d
 from fastgan.nn.conditional import ConditionalBatchNormAct1d, ConditionalBatchNormAct2d, ConditionalSequential
+from fastgan.nn.convolution import Conv2d
 from fastgan.nn.fuse import Record, fuse, fused
-from fastgan.nn.modules import BatchNormAct2d, BiasAct, Conv2d, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
+from fastgan.nn.modules import BatchNormAct2d, BiasAct, ConvTransposeBatchNormAct1d, ConvTransposeBatchNormAct2d
 from fastgan.nn.shared import share_statistics
 
 __all__ = [

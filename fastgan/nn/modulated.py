@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fastgan.kernels import modulated_act as op
 from fastgan.kernels._runtime import plain
 from fastgan.kernels.masked_act.reference import is_channels_last
+from fastgan.nn.convolution import conv2d
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -57,7 +58,7 @@ class ModulatedConv(nn.Module):
             d = op.demodulation(s, squares if self.blur else squares.mT)
         x = _act(x, s, slope=1.0, gain=1.0)
         if self.blur is None:
-            y = F.conv2d(x, self.weight, padding=1)
+            y = conv2d(x, self.weight, padding=1)
         else:
             y = self.blur(F.conv_transpose2d(x, self.weight, stride=2))
         out: Tensor = _act(y, d, noise, strength, bias, slope=slope, gain=gain)

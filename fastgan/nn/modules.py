@@ -8,39 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.kernels._runtime import plain
 from fastgan.kernels.activations import code_of
-from fastgan.kernels.convolution import convolution, is_faster
 from fastgan.nn.chain import run_bias_act, run_chain
+from fastgan.nn.convolution import Conv2d
 
 Size = int | tuple[int, ...]
-
-
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d with the same state, which on a CPU has a fastest way for each direction (kernels/convolution.py)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self._runs_here(x):
-            return super().forward(x)
-        shape, options = (self.out_channels, self.in_channels, *self.kernel_size), (self.padding, self.dilation)
-        if not is_faster(x.shape, shape, self.stride, *options, x.dtype, torch.is_grad_enabled()):  # type: ignore[arg-type]
-            return super().forward(x)
-        weight = self.weight  # read once: where it is computed, as by spectral normalisation, that changes state
-        if weight.dtype != x.dtype:
-            refused: Tensor = self._conv_forward(x, weight, self.bias)
-            return refused
-        return convolution(x, weight, self.bias, self.stride, *options)  # type: ignore[arg-type]
-
-    def _runs_here(self, x: Tensor) -> bool:
-        """Whether PyTorch is computing with plain channels-last tensors, and nothing else is asked of the layer."""
-        if plain() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return False
-        usual = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.shape[1] == self.in_channels
-        if not usual or torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active():
-            return False
-        simple = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        return simple and last and min(x.shape[2:]) >= max(self.kernel_size)
 
 
 class BatchNormAct2d(nn.BatchNorm2d):

@@ -102,7 +102,7 @@ def test_the_module_is_a_convolution_of_pytorch() -> None:
 
 def test_the_module_goes_our_way(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    monkeypatch.setattr("fastgan.nn.modules.convolution", lambda *given: called.append(given) or given[0])
+    monkeypatch.setattr("fastgan.nn.convolution.convolution", lambda *given: called.append(given) or given[0])
     x = random((2, 3, 16, 16), torch.float32)
     layer = Conv2d(3, 6, 4, 2, 1)
     layer(x)

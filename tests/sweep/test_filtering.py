@@ -24,7 +24,7 @@ def test_they_are_used_and_agree_with_autograd(
     middle = [nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.LeakyReLU(0.2)] if transposed else []
     critic = nn.Sequential(
         nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(32, 64, 4, 2, 1), nn.LeakyReLU(0.2), *middle,
-        nn.Conv2d(32 if transposed else 64, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 1, 3),
+        nn.Conv2d(32 if transposed else 64, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 1, 3, bias=False),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
     for layer in critic:  # far from where slopes change: there a rounding error of 1e-7 changes a gradient by 1e-3
