@@ -44,7 +44,7 @@ BATCHES = {
     "r3gan-256": {"cuda": 64},
 }
 STYLES = {"stylegan2-64": {"cpu": 8, "cuda": None}, "stylegan2-256": {"cuda": None}}
-# How many times faster than the tidy loop a CPU step has to be (issue 5).
+# How many times faster than the tidy loop a CPU step has to be.
 GOALS = {"dcgan-64": 1.05, "wgan-gp-64": 1.2, "r3gan-64": 1.4}
 # The same against the best compiled arrangement.
 COMPILED_GOALS = {"dcgan-64": 1.0, "r3gan-64": 1.2}

@@ -12,7 +12,7 @@
 // and in two dimensions t^2. What the brackets sum over (channels and phases, or tiles) are t^2 products of matrices. With
 // m = 4 a 4x4 kernel takes 25 multiplications for 64, with m = 2 9 for 16; a 3x3 one with m = 4 takes 36 for 144, with m = 2
 // 16 for 36. The sums are of other terms than the plain ones: rounding errors are larger by a factor that does not depend
-// on the sizes (docs/kernels.md).
+// on the sizes (docs/step.md).
 #pragma once
 
 #include <cstdint>

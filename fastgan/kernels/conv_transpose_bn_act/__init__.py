@@ -15,8 +15,8 @@ batch_norm_act.
 
 Stride s with kernel 2 s and padding s / 2 splits into s^2 convolutions of 2x2 taps without a wasted product, one per
 residue of the output's position (DESIGN.md, section 3a): phases.py, triton.py. On the CPU small maps and few output
-channels go through one matrix product and a sum of its columns: columns.py, csrc/cpu/fold.cpp. The rest is the
-library's.
+channels go through one matrix product and a sum of its columns: columns.py, csrc/cpu/fold.cpp; many channels through
+minimal filtering: fastgan/kernels/winograd.py. The rest is the library's.
 """
 
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
