@@ -11,7 +11,7 @@ namespace {
 using namespace fastgan;
 
 constexpr int64_t kBlock = 48;       // tiles of a block: their transforms stay in the caches of a core
-constexpr int64_t kChunk = 16 << 20; // bytes of transformed inputs that a weight gradient has in memory at a time
+constexpr int64_t kChunk = 4 << 20;   // bytes of transformed inputs that a weight gradient has in memory at a time
 
 // A convolution with what follows from its numbers. Blocks are of kLanes channels.
 template <class F>

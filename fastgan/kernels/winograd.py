@@ -28,9 +28,11 @@ aten = torch.ops.aten
 
 DOWN, UP, WEIGHT = WAYS = range(3)  # as WinogradWay in csrc/winograd.h
 LANES, LEAST_CHANNELS = 16, 32
-TILES, LEAST_GAIN = (4, 2), 1.1
-# What the transforms of weights take, in tiles: an element of them costs as much as that many of its products.
-WEIGHT_TRANSFORM = {DOWN: 64, UP: 64, WEIGHT: 8}
+TILES = 4, 2
+# What the transform of a weight takes, in tiles: an element of it costs as much as that many of its products.
+WEIGHT_TRANSFORM = 64
+# The gain from which on it is faster. The library's weight gradients are far slower where pixels are few.
+LEAST_GAIN = {DOWN: 1.1, UP: 1.1, WEIGHT: 0.3}
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Filtering:
         for tile in TILES:
             tiles = self.samples * -(-self.height // tile) * -(-self.width // tile)
             plain = self.samples * self.height * self.width * taps**2
-            gains[tile] = plain / ((tile + taps - 1) ** 2 * (tiles + WEIGHT_TRANSFORM[way]))
+            gains[tile] = plain / ((tile + taps - 1) ** 2 * (tiles + WEIGHT_TRANSFORM))
         best = max(TILES, key=gains.__getitem__)
-        return best if gains[best] >= LEAST_GAIN else 0
+        return best if gains[best] >= LEAST_GAIN[way] else 0
 
     @property
     def faster(self) -> dict[int, bool]:
