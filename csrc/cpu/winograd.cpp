@@ -1,6 +1,8 @@
 #include "winograd.h"
 
+#ifdef _OPENMP
 #include <omp.h>
+#endif
 
 #include <algorithm>
 
@@ -53,7 +55,8 @@ struct Window {
   int64_t inside[kSide * kSide];  // all bits or none
 
   // map: [height, width, channels] of a sample; pixel (i, j) of the window is (row + i * step, column + j * step) of it
-  FASTGAN_HD Window(const float* map, int64_t height, int64_t width, int64_t channels, int64_t row, int64_t column, int64_t step) {
+  FASTGAN_HD Window(const float* map, int64_t height, int64_t width, int64_t channels, int64_t row, int64_t column,
+                    int64_t step) {
     for (int64_t i = 0; i < kSide; ++i)
       for (int64_t j = 0; j < kSide; ++j) {
         const int64_t r = row + i * step, c = column + j * step;
@@ -292,6 +295,14 @@ bool is_here() { return false; }  // measured on x86 only
 
 // ---- whole convolutions
 
+int thread_here() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 // work(begin, end) for all of 0 to count, by several threads, `piece` at a time.
 template <typename Work>
 void together(int64_t count, int64_t piece, int threads, const Work& work) {
@@ -317,7 +328,7 @@ void blocks(const Sizes<F>& s, bool down, float* small, float* large, const floa
     (down ? steps.taps_down : steps.taps_up)(s, weight, u, begin, end);
   });
   together(s.tiles, block, threads, [&](int64_t begin, int64_t end) {
-    float* const v = u + s.weights() + omp_get_thread_num() * each;
+    float* const v = u + s.weights() + thread_here() * each;
     if (down) steps.down_block(s, large, u, begin, end - begin, v, v + v_size, small);
     else steps.up_block(s, small, u, begin, end - begin, v, v + v_size, large);
   });

@@ -10,7 +10,7 @@ where both have as many, that of the output small:
     weight    the weight gradient of either
 
 Tiles of 2x2 outputs take 9/16 (4x4) and 4/9 (3x3) of the multiplications and round as the library's convolutions do;
-those of 4x4 outputs take 25/64 and 1/4, and round about four times as much, some 1e-6 of the size of the result.
+those of 4x4 outputs take 25/64 and 1/4, and round two to seven times as much: 1e-6 to 4e-6 of the size of the result.
 Types: float32; whatever else is the library's. x, weight and results are channels-last in memory.
 """
 
