@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, cycle
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader
 from benchmarks.feeding import (
     BATCH,
     SIDE,
+    TAKEN,
     Files,
     Mapped,
     MappedBatches,
@@ -35,6 +35,7 @@ from benchmarks.feeding import (
     loader,
     memory_copy,
     raw_pack,
+    taking,
     write_pictures,
 )
 from fastgan.config import resolve
@@ -53,7 +54,6 @@ from fastgan.presets import PRESETS
 from fastgan.train import build_state, new_step
 
 IMAGES, FILES = 40_000, 4000  # of the raw pack (490 MB); JPEG files
-TAKEN = 64  # batches of a mapped pack in one call
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +69,6 @@ def packed(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def pictures(folder: Path) -> list[str]:
     return sorted(map(str, write_pictures(folder / "jpegs", FILES, SIDE).glob("*.jpg")))
-
-
-def taking(batches: Iterator[object]) -> Callable[[], None]:
-    """A call takes many batches: the few that were ready before it began count for little."""
-
-    def call() -> None:
-        for _ in range(TAKEN):
-            next(batches)
-
-    return call
 
 
 def loaders_of(shard: Path) -> dict[str, DataLoader]:

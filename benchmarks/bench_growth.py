@@ -6,17 +6,15 @@ kept from step to step (tests/test_growth.py counts it).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 from benchmarks import steps
+from benchmarks.feeding import TAKEN, taking
 from fastgan.data import ImageSet
 from fastgan.data.feeder import Feeder
 
 LATE = 10**5
-TAKEN = 64  # batches in one call
 
 
 def made_images(count: int, size: int = 64) -> ImageSet:
@@ -37,14 +35,6 @@ def flat(case, name: str) -> None:
 def test_images(ratio):
     """A batch of 64 images of 64x64 from sets of a thousand to a million."""
     feeders = {f"{count:,} images": Feeder(made_images(count), seed=0, batch=64) for count in (1000, 30_000, 1_000_000)}
-
-    def taking(feeder: Feeder) -> Callable[[], None]:
-        def call() -> None:  # many at a time: the few that were ready before it began count for little
-            for _ in range(TAKEN):
-                next(feeder)
-
-        return call
-
     candidates = {name: taking(feeder) for name, feeder in feeders.items()}
     case = ratio("growth", f"{TAKEN} batches of 64", candidates, "1,000,000 images")
     for feeder in feeders.values():

@@ -24,6 +24,7 @@ from fastgan.data.pack_format import CHECKSUMS, INDEX, Shard, read_index, shard_
 from fastgan.data.pack_source import PackOptions
 
 BATCH, SIDE = 256, 64
+TAKEN = 64  # batches in one call
 
 
 def write_pictures(folder: Path, count: int, side: int, quality: int = 90) -> Path:
@@ -132,6 +133,16 @@ def loader(dataset: Dataset, workers: int) -> DataLoader:  # type: ignore[type-a
 def endless(batches: DataLoader) -> Iterator[Tensor]:  # type: ignore[type-arg]
     while True:
         yield from batches
+
+
+def taking(batches: Iterator[object]) -> Callable[[], None]:
+    """A call that takes TAKEN batches: the few that were ready before it began count for little."""
+
+    def call() -> None:
+        for _ in range(TAKEN):
+            next(batches)
+
+    return call
 
 
 def memory_copy(images: ImageSet) -> Iterator[Tensor]:

@@ -4,39 +4,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <memory>
 
-#include "../portable.h"
-
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between functions that are always inlined alone
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast")  // from here on: half the instructions, and no sum that has to be bit-stable
-#endif
+#include "vectors.h"
 
 namespace fastgan {
 namespace {
 
 constexpr int kStrip = 8;  // columns of a product that stay in registers; matrices lie in strips [rows][kStrip]
 constexpr int kRows = 6;   // rows that do
-
-template <int bytes>
-struct Vector {
-  typedef double Type __attribute__((vector_size(bytes)));
-};
-
-template <typename V>
-FASTGAN_HD V load(const double* from) {
-  V v;
-  memcpy(&v, from, sizeof(V));
-  return v;
-}
-
-template <typename V>
-FASTGAN_HD void store(double* to, const V& v) {
-  memcpy(to, &v, sizeof(V));
-}
 
 // c[r][0..7] (+)= sign * sum over k < depth of a[r * row + k * step] * strip[k][0..7], for R rows
 template <typename V, int R, bool add>

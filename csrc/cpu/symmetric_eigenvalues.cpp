@@ -30,7 +30,7 @@ struct Steps {
 
 #define FASTGAN_STEPS(NAME, TARGET, BYTES)                                                                        \
   namespace NAME {                                                                                                \
-  using V = Vector<BYTES>::Type;                                                                                  \
+  using V = Vector<double, BYTES>::Type;                                                                          \
   TARGET void factor(const Panel& panel, double* r, double* tau) { factor_panel<V>(panel, r, tau); }              \
   TARGET void gather(const Panel& panel, const double* tau, double* t) { gather_reflectors<V>(panel, tau, t); }   \
   TARGET void product(const Panel& panel, int thread, int threads) { multiply<V>(panel, thread, threads); }       \

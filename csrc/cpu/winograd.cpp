@@ -12,13 +12,13 @@ namespace {
 
 using namespace fastgan;
 
-constexpr int64_t kBlock = 48;       // tiles of a block: their transforms stay in the caches of a core
-constexpr int64_t kChunk = 4 << 20;   // bytes of transformed inputs that a weight gradient has in memory at a time
+constexpr int64_t kBlock = 48;      // tiles of a block: their transforms stay in the caches of a core
+constexpr int64_t kChunk = 4 << 20;  // bytes of transformed inputs that a weight gradient has in memory at a time
 
 // A convolution with what follows from its numbers. Blocks are of kLanes channels.
 template <class F>
 struct Sizes : Winograd {
-  static constexpr int points = F::t * F::t, phases = F::stride * F::stride, taps = F::r * F::r, outs = F::m * F::m;
+  static constexpr int points = F::t * F::t, phases = F::stride * F::stride, taps = F::r * F::r;
   int64_t down, across, tiles, small_blocks, large_blocks;
 
   explicit Sizes(const Winograd& of) : Winograd(of) {
@@ -26,13 +26,21 @@ struct Sizes : Winograd {
     small_blocks = small / kLanes, large_blocks = large / kLanes;
   }
 
+  // Numbers per tile: of the transformed inputs, and of the sums or of the transformed gradients.
+  int64_t inputs(WinogradWay way) const { return points * (way == WinogradWay::kUp ? small : phases * large); }
+  int64_t others(WinogradWay way) const { return points * (way == WinogradWay::kUp ? large : small); }
+  // Where element e of a phase's taps is in the weight, for small channel d.
+  int64_t tap(int64_t d, int64_t phase, int e) const {
+    const int64_t row = F::stride * (e / F::r) + phase / F::stride, column = F::stride * (e % F::r) + phase % F::stride;
+    return ((d * kernel + row) * kernel + column) * large;
+  }
   int64_t weights() const { return points * phases * small * large; }  // numbers of the transformed weight
   int64_t block() const {  // tiles of a block, of which threads have about as many
     const int64_t blocks = (tiles + kBlock - 1) / kBlock;
     return (tiles + blocks - 1) / blocks;
   }
   int64_t chunk() const {
-    const int64_t bytes = points * phases * large * int64_t(sizeof(float));
+    const int64_t bytes = inputs(WinogradWay::kWeight) * int64_t(sizeof(float));
     return std::min<int64_t>(tiles, std::max<int64_t>(kBlock, kChunk / bytes / kLanes * kLanes));
   }
 
@@ -44,7 +52,6 @@ struct Sizes : Winograd {
     return {row / down, row % down * F::m, number % across * F::m};
   }
 };
-
 
 alignas(64) constexpr float kZeros[kLanes] = {};
 
@@ -76,15 +83,14 @@ struct Window {
 // u [points][small blocks][phases][large][lanes] from the weight, for forward.
 template <typename V, class F>
 FASTGAN_HD void taps_down(const Sizes<F>& s, const float* weight, float* u, int64_t begin, int64_t end) {
-  const int64_t depth = F::stride * F::r, inner = s.phases * s.large;
+  const int64_t inner = s.phases * s.large;
   alignas(64) float turned[F::r * F::r][kLanes][kLanes];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / s.large_blocks % s.small_blocks, channel = task % s.large_blocks * kLanes;
     const int64_t phase = task / s.large_blocks / s.small_blocks;
     for (int e = 0; e < s.taps; ++e)
       for (int64_t d = 0; d < kLanes; ++d) {
-        const int64_t row = F::stride * (e / F::r) + phase / F::stride, column = F::stride * (e % F::r) + phase % F::stride;
-        const float* from = weight + (((block * kLanes + d) * depth + row) * depth + column) * s.large + channel;
+        const float* from = weight + s.tap(block * kLanes + d, phase, e) + channel;
         for (int64_t c = 0; c < kLanes; ++c) turned[e][c][d] = from[c];
       }
     float* to = u + (block * inner + phase * s.large + channel) * kLanes;
@@ -97,18 +103,12 @@ FASTGAN_HD void taps_down(const Sizes<F>& s, const float* weight, float* u, int6
 // u [points][phases][large blocks][small][lanes] from the weight, its taps in reverse order, for the transpose.
 template <typename V, class F>
 FASTGAN_HD void taps_up(const Sizes<F>& s, const float* weight, float* u, int64_t begin, int64_t end) {
-  const int64_t depth = F::stride * F::r, columns = s.phases * s.large_blocks;
+  const int64_t columns = s.phases * s.large_blocks;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t phase = task / s.large_blocks, block = task % s.large_blocks;
-    const int64_t first_row = (phase / F::stride + 1) % F::stride, first_column = (phase % F::stride + 1) % F::stride;
-    for (int64_t d = 0; d < s.small; ++d) {
-      const auto from = [&](int e) {
-        const int64_t row = F::stride * (F::r - 1 - e / F::r) + first_row;
-        const int64_t column = F::stride * (F::r - 1 - e % F::r) + first_column;
-        return weight + ((d * depth + row) * depth + column) * s.large + block * kLanes;
-      };
-      transform<V>(F::taps, from, [&](int p) { return u + ((p * columns + task) * s.small + d) * kLanes; });
-    }
+    const int64_t opposite = s.phases - 1 - task / s.large_blocks, block = task % s.large_blocks;
+    for (int64_t d = 0; d < s.small; ++d)
+      transform<V>(F::taps, [&](int e) { return weight + s.tap(d, opposite, s.taps - 1 - e) + block * kLanes; },
+                   [&](int p) { return u + ((p * columns + task) * s.small + d) * kLanes; });
   }
 }
 
@@ -226,16 +226,13 @@ FASTGAN_HD void weight_sums(const Sizes<F>& s, const float* v, const float* y, i
 template <typename V, class F>
 FASTGAN_HD void weight_blocks(const Sizes<F>& s, const float* u, float* weight, int64_t begin, int64_t end) {
   constexpr auto matrix = transposed(F::taps);
-  const int64_t depth = F::stride * F::r, columns = s.phases * s.large_blocks, square = kLanes * kLanes;
+  const int64_t columns = s.phases * s.large_blocks, square = kLanes * kLanes;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / columns, phase = task % columns / s.large_blocks, channel = task % s.large_blocks * kLanes;
     for (int64_t d = 0; d < kLanes; ++d) {
       const float* from = u + task * square + d * kLanes;
-      const auto to = [&](int e) {
-        const int64_t row = F::stride * (e / F::r) + phase / F::stride, column = F::stride * (e % F::r) + phase % F::stride;
-        return weight + (((block * kLanes + d) * depth + row) * depth + column) * s.large + channel;
-      };
-      transform<V>(matrix, [&](int p) { return from + p * s.small_blocks * columns * square; }, to);
+      transform<V>(matrix, [&](int p) { return from + p * s.small_blocks * columns * square; },
+                   [&](int e) { return weight + s.tap(block * kLanes + d, phase, e) + channel; });
     }
   }
 }
@@ -267,8 +264,8 @@ __attribute__((target("avx512f"))) void on_avx512(Arguments... arguments) {
 
 template <class F>
 const Steps<F>& steps_here() {
-  using Eight = Vector<32>::Type;
-  using Sixteen = Vector<64>::Type;
+  using Eight = Vector<float, 32>::Type;
+  using Sixteen = Vector<float, 64>::Type;
   static const Steps<F> avx2 = {
       on_avx2<taps_down<Eight, F>>,   on_avx2<taps_up<Eight, F>>,     on_avx2<down_block<Eight, F>>,
       on_avx2<up_block<Eight, F>>,    on_avx2<large_tiles<Eight, F>>, on_avx2<small_tiles<Eight, F>>,
@@ -284,7 +281,7 @@ bool is_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports
 #else
 template <class F>
 const Steps<F>& steps_here() {
-  using Four = Vector<16>::Type;
+  using Four = Vector<float, 16>::Type;
   static const Steps<F> plain = {taps_down<Four, F>,   taps_up<Four, F>,     down_block<Four, F>,  up_block<Four, F>,
                                  large_tiles<Four, F>, small_tiles<Four, F>, weight_sums<Four, F>, weight_blocks<Four, F>};
   return plain;
@@ -312,18 +309,16 @@ void together(int64_t count, int64_t piece, int threads, const Work& work) {
 
 template <class F>
 int64_t scratch(const Sizes<F>& s, WinogradWay way, int threads) {
-  const int64_t wide = s.points * s.phases * s.large, narrow = s.points * s.small;
-  if (way == WinogradWay::kWeight) return s.weights() + s.chunk() * (wide + narrow);
-  const int64_t each = way == WinogradWay::kDown ? wide + narrow : narrow + s.points * s.large;
-  return s.weights() + threads * s.block() * each;
+  const int64_t tiles = way == WinogradWay::kWeight ? s.chunk() : threads * s.block();
+  return s.weights() + tiles * (s.inputs(way) + s.others(way));
 }
 
 template <class F>
-void blocks(const Sizes<F>& s, bool down, float* small, float* large, const float* weight, float* u, int threads) {
+void blocks(const Sizes<F>& s, WinogradWay way, float* small, float* large, const float* weight, float* u, int threads) {
   const Steps<F>& steps = steps_here<F>();
+  const bool down = way == WinogradWay::kDown;
   const int64_t tasks = s.phases * s.large_blocks * (down ? s.small_blocks : 1), block = s.block();
-  const int64_t v_size = s.points * block * (down ? s.phases * s.large : s.small);
-  const int64_t each = v_size + s.points * block * (down ? s.small : s.large);
+  const int64_t v_size = block * s.inputs(way), each = v_size + block * s.others(way);
   together(tasks, 1, threads, [&](int64_t begin, int64_t end) {
     (down ? steps.taps_down : steps.taps_up)(s, weight, u, begin, end);
   });
@@ -337,7 +332,7 @@ void blocks(const Sizes<F>& s, bool down, float* small, float* large, const floa
 template <class F>
 void weight_gradient(const Sizes<F>& s, const float* small, const float* large, float* weight, float* u, int threads) {
   const Steps<F>& steps = steps_here<F>();
-  float *const v = u + s.weights(), *const y = v + s.chunk() * s.points * s.phases * s.large;
+  float *const v = u + s.weights(), *const y = v + s.chunk() * s.inputs(WinogradWay::kWeight);
   for (int64_t first = 0; first < s.tiles; first += s.chunk()) {
     const int64_t count = std::min(s.chunk(), s.tiles - first);
     together(count, kLanes, threads, [&](int64_t begin, int64_t end) {
@@ -371,6 +366,6 @@ void fastgan_winograd_cpu(const Winograd* conv, WinogradWay way, float* small, f
                           int threads) {
   with_sizes(*conv, [&](const auto& sizes) {
     if (way == WinogradWay::kWeight) weight_gradient(sizes, small, large, weight, scratch, threads);
-    else blocks(sizes, way == WinogradWay::kDown, small, large, weight, scratch, threads);
+    else blocks(sizes, way, small, large, weight, scratch, threads);
   });
 }

@@ -2,14 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include "../portable.h"
-
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between functions that are always inlined alone
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast")  // from here on: half the instructions, and no sum that has to be bit-stable
-#endif
+#include "vectors.h"
 
 #ifdef __clang__
 #define FASTGAN_UNROLL_ALL _Pragma("clang loop unroll(full)")
@@ -22,23 +16,6 @@ namespace {
 
 constexpr int kLanes = 16;  // channels that are neighbours in every array: a line of the cache
 constexpr int kRows = 6;    // of a product that stay in registers
-
-template <int bytes>
-struct Vector {
-  typedef float Type __attribute__((vector_size(bytes)));
-};
-
-template <typename V>
-FASTGAN_HD V load(const float* from) {
-  V v;
-  memcpy(&v, from, sizeof(V));
-  return v;
-}
-
-template <typename V>
-FASTGAN_HD void store(float* to, const V& v) {
-  memcpy(to, &v, sizeof(V));
-}
 
 // ---- the transforms: m outputs, r taps, t = m + r - 1 points
 

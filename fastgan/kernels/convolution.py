@@ -53,18 +53,20 @@ def plan(x_shape: Sequence[int], weight_shape: Sequence[int], stride: Sequence[i
     if tuple(x_shape[2:]) == tuple(kernel) and max(padding) == 0 and dense:
         return COLUMNS
     few = cin <= 4 and cin * kernel[0] * kernel[1] >= 12
-    better = _filtered(x_shape, weight_shape, stride, padding, dilation, dtype)[winograd.WEIGHT]
-    return Plan(forward=False, input=few, weight=not better and cout >= 512 and height * width <= 16)
+    weight = cout >= 512 and height * width <= 16
+    if weight:
+        weight = not _filtered(x_shape, weight_shape, stride, padding, dilation, dtype)[winograd.WEIGHT]
+    return Plan(forward=False, input=few, weight=weight)
 
 
 def is_faster(x_shape: Sequence[int], weight_shape: Sequence[int], stride: Sequence[int], padding: Sequence[int],
               dilation: Sequence[int], dtype: torch.dtype, with_gradients: bool) -> bool:  # fmt: skip
     """Whether any direction is not the library's."""
-    how = plan(x_shape, weight_shape, stride, padding, dilation, dtype)
     better = _filtered(x_shape, weight_shape, stride, padding, dilation, dtype)
-    if how.forward or better[winograd.DOWN]:
+    if better[winograd.DOWN] or (with_gradients and any(better.values())):
         return True
-    return with_gradients and (how.input or how.weight or any(better.values()))
+    how = plan(x_shape, weight_shape, stride, padding, dilation, dtype)
+    return how.forward or (with_gradients and (how.input or how.weight))
 
 
 def _filtered(x_shape: Sequence[int], weight_shape: Sequence[int], stride: Sequence[int], padding: Sequence[int],
@@ -123,7 +125,6 @@ def _forward(
     geometry = _transposed(x, weight, stride, padding, dilation)
     made, _, _ = columns.backward(x, like, weight, None, geometry, needs=(True, False, False), how=COLUMNS)
     assert made is not None
-    made = made.clone(memory_format=torch.channels_last)  # no view, so that it can be changed in place
     return made if bias is None else made.add_(bias.view(-1, 1, 1))
 
 

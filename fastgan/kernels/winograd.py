@@ -27,6 +27,7 @@ from fastgan.kernels._runtime import EXTENSION, choose, register, scratch
 aten = torch.ops.aten
 
 DOWN, UP, WEIGHT = WAYS = range(3)  # as WinogradWay in csrc/winograd.h
+STRIDES = {4: 2, 3: 1}  # of a kernel
 LANES, LEAST_CHANNELS = 16, 32
 TILES = 4, 2
 # What the transform of a weight takes, in tiles: an element of it costs as much as that many of its products.
@@ -51,7 +52,7 @@ class Filtering:
 
     @property
     def stride(self) -> int:
-        return 2 if self.kernel == 4 else 1
+        return STRIDES[self.kernel]
 
     def tile(self, way: int) -> int:
         """The side of a tile of outputs, by a rule that knows no clock; 0 where the library is faster.
@@ -84,7 +85,7 @@ def filtering(
     if len(small) != 4 or dtype != torch.float32 or groups != 1 or 0 in small:
         return None
     kernel = weight[2]
-    step = {3: 1, 4: 2}.get(kernel)
+    step = STRIDES.get(kernel)
     if step is None or weight[3] != kernel or any(s != step for s in stride):
         return None
     if any(p != 1 for p in padding) or any(d != 1 for d in dilation):
@@ -105,24 +106,24 @@ def filtering(
 
 def down(large: Tensor, weight: Tensor, how: Filtering, tile: int) -> Tensor:
     """The small map [N, D, H, W]."""
-    large, weight = last(large), last(weight)
-    small = _new(large, how.samples, how.small, how.height, how.width)
+    large, weight = channels_last(large), channels_last(weight)
+    small = new_map(large, how.samples, how.small, how.height, how.width)
     _run(how, tile, DOWN, small, large, weight)
     return small
 
 
 def up(small: Tensor, weight: Tensor, how: Filtering, tile: int) -> Tensor:
     """The large map [N, C, s H, s W]."""
-    small, weight = last(small), last(weight)
-    large = _new(small, how.samples, how.large, how.stride * how.height, how.stride * how.width)
+    small, weight = channels_last(small), channels_last(weight)
+    large = new_map(small, how.samples, how.large, how.stride * how.height, how.stride * how.width)
     _run(how, tile, UP, small, large, weight)
     return large
 
 
 def weight_gradient(small: Tensor, large: Tensor, how: Filtering, tile: int) -> Tensor:
     """[D, C, kernel, kernel], of which one map is the input and the other one the gradient of the output."""
-    small, large = last(small), last(large)
-    weight = _new(small, how.small, how.large, how.kernel, how.kernel)
+    small, large = channels_last(small), channels_last(large)
+    weight = new_map(small, how.small, how.large, how.kernel, how.kernel)
     _run(how, tile, WEIGHT, small, large, weight)
     return weight
 
@@ -136,13 +137,17 @@ def _run(how: Filtering, tile: int, way: int, small: Tensor, large: Tensor, weig
     )
 
 
-def last(x: Tensor) -> Tensor:
-    """x [N, C, H, W] with its channels next to each other. Where C or H W is 1, strides alone do not tell."""
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+def channels_last(x: Tensor) -> Tensor:
+    """x [N, C, H, W] with its channels next to each other; itself, and no view, where they are.
+
+    Where C or H W is 1, strides alone do not tell.
+    """
+    rows = x.permute(0, 2, 3, 1)
+    return x if rows.is_contiguous() else rows.contiguous().permute(0, 3, 1, 2)
 
 
-def _new(like: Tensor, count: int, channels: int, height: int, width: int) -> Tensor:
-    """Channels-last, and no view, so that it can be changed in place."""
+def new_map(like: Tensor, count: int, channels: int, height: int, width: int) -> Tensor:
+    """Memory for [count, channels, height, width], channels-last, and no view, so that it can be changed in place."""
     size = count, channels, height, width
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
@@ -156,7 +161,7 @@ def convolution(
 ) -> Tensor:  # fmt: skip
     """As aten.convolution of CPU tensors."""
     geometry = stride, padding, dilation, transposed, output_padding, groups
-    how = filtering_of(x, weight, *geometry) if x.device.type == "cpu" else None
+    how = filtering_of(x, weight, *geometry)
     tile = 0 if how is None else how.tile(UP if transposed else DOWN)
     if how is None or not tile:
         made: Tensor = aten.convolution(x, weight, bias, *geometry)
@@ -172,7 +177,7 @@ def convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """As aten.convolution_backward of CPU tensors: dx, dweight, dbias, None for those that are not needed."""
     geometry = stride, padding, dilation, transposed, output_padding, groups
-    how = filtering_of(x, weight, *geometry) if x.device.type == "cpu" else None
+    how = filtering_of(x, weight, *geometry)
     if how is None:
         made: tuple[Tensor | None, ...] = aten.convolution_backward(grad, x, weight, bias_sizes, *geometry, needs)
         return made[0], made[1], made[2]
@@ -199,30 +204,35 @@ def filtering_of(
     transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> Filtering | None:  # fmt: skip
     """Of the convolution with these arguments of aten's; None for what cannot be done so."""
-    if x.dim() != 4 or weight.dim() != 4 or any(output_padding) or weight.dtype != x.dtype:
+    if x.device.type != "cpu" or x.dim() != 4 or weight.dtype != x.dtype or any(output_padding):
         return None
-    step = 2 if weight.shape[2] == 4 else 1
-    pixels = [n * step if transposed else n // step for n in x.shape[2:]]
-    other = [x.shape[0], weight.shape[1 if transposed else 0], *pixels]
+    if weight.shape[2] not in STRIDES:
+        return None
+    other = _other_shape(x, weight, transposed)
     small, large = (x.shape, other) if transposed else (other, x.shape)
     return filtering(small, large, weight.shape, stride, padding, dilation, groups, x.dtype)
+
+
+def _other_shape(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, int, int, int]:
+    """Of the output."""
+    step = STRIDES[weight.shape[2]]
+    height, width = (n * step if transposed else n // step for n in x.shape[2:])
+    return x.shape[0], weight.shape[1 if transposed else 0], height, width
 
 
 # ---- the same as operations, for graphs: of 4x4 with stride 2 and of 3x3 with stride 1, padding 1, without derivative
 
 
 def _geometry(kernel: int, transposed: bool) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
-    return [2 if kernel == 4 else 1] * 2, [1, 1], [1, 1], transposed, [0, 0], 1
+    return [STRIDES[kernel]] * 2, [1, 1], [1, 1], transposed, [0, 0], 1
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    return convolution(last(x), weight, bias, *_geometry(weight.shape[2], transposed))
+    return convolution(channels_last(x), weight, bias, *_geometry(weight.shape[2], transposed))
 
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    step = 2 if weight.shape[2] == 4 else 1
-    height, width = (n * step if transposed else n // step for n in x.shape[2:])
-    return _new(x, x.shape[0], weight.shape[1 if transposed else 0], height, width)
+    return new_map(x, *_other_shape(x, weight, transposed))
 
 
 def _weight_gradient(small: Tensor, large: Tensor, kernel: int) -> Tensor:
@@ -230,11 +240,11 @@ def _weight_gradient(small: Tensor, large: Tensor, kernel: int) -> Tensor:
     geometry = _geometry(kernel, transposed=False)
     made = convolution_backward(small, large, like, None, *geometry, [False, True, False])[1]
     assert made is not None
-    return last(made)
+    return channels_last(made)
 
 
 def _fake_weight_gradient(small: Tensor, large: Tensor, kernel: int) -> Tensor:
-    return _new(small, small.shape[1], large.shape[1], kernel, kernel)
+    return new_map(small, small.shape[1], large.shape[1], kernel, kernel)
 
 
 register(

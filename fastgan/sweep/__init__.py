@@ -6,6 +6,7 @@
     rewrite   fewer and cheaper operations                       code      straight-line Python, cut in two halves
     filtering   convolutions by minimal filtering, for CPUs
     small_maps  convolutions as products of matrices, for CPUs
+    replace     other operations in the place of convolutions
     probe     a fresh plan against autograd                      storage   which values share memory
     run       a whole backward
 

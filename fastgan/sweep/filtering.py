@@ -9,6 +9,7 @@ from torch import fx
 
 from fastgan.kernels import winograd
 from fastgan.kernels.winograd import DOWN, UP, WEIGHT, Filtering
+from fastgan.sweep.replace import replace, replace_gradients
 
 aten = torch.ops.aten
 ops = torch.ops.fastgan
@@ -21,7 +22,7 @@ def use_filtering(graph: fx.Graph) -> None:
             x, weight, bias, *geometry = node.args
             how, transposed = _of(x, weight, geometry), bool(geometry[3])
             if how is not None and how.tile(UP if transposed else DOWN):
-                _replace(graph, node, ops.filtered_convolution.default, (x, weight, bias, transposed))
+                replace(graph, node, (ops.filtered_convolution.default, (x, weight, bias, transposed)))
         elif node.target is aten.convolution_backward.default:
             _replace_gradients(graph, node)
 
@@ -34,26 +35,10 @@ def _replace_gradients(graph: fx.Graph, node: Any) -> None:
         return
     if wanted[0] and not how.tile(DOWN if transposed else UP):
         return
-    for user in list(node.users):
-        with graph.inserting_before(user):
-            if user.args[1] == 0:
-                _replace(graph, user, ops.filtered_convolution.default, (delta, weight, None, not transposed))
-            elif user.args[1] == 1:
-                maps = (x, delta) if transposed else (delta, x)
-                _replace(graph, user, ops.filtered_weight_gradient.default, (*maps, how.kernel))
-            else:
-                _replace(graph, user, aten.sum.dim_IntList, (delta, [0, 2, 3]))
-    graph.erase_node(node)
-
-
-def _replace(graph: fx.Graph, node: Any, target: Any, arguments: tuple[Any, ...]) -> None:
-    with graph.inserting_before(node):
-        made = graph.call_function(target, arguments)
-    made.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(made)
-    graph.erase_node(node)
+    of_input = ops.filtered_convolution.default, (delta, weight, None, not transposed)
+    maps = (x, delta) if transposed else (delta, x)
+    replace_gradients(graph, node, of_input, (ops.filtered_weight_gradient.default, (*maps, how.kernel)))
 
 
 def _of(x: Any, weight: Any, geometry: Any) -> Filtering | None:
-    value = x.meta["val"]
-    return winograd.filtering_of(value, weight.meta["val"], *geometry) if value.device.type == "cpu" else None
+    return winograd.filtering_of(x.meta["val"], weight.meta["val"], *geometry)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import pad
 
+from fastgan.sweep.replace import replace, replace_gradients
+
 aten = torch.ops.aten
 
 LARGEST_FORWARD, LARGEST_WEIGHT_GRADIENT = 16, 64  # pixels of the output map
@@ -38,19 +40,8 @@ def _replace_gradients(graph: fx.Graph, node: Any) -> None:
     if transposed or not wanted[1] or not _pays(delta, weight, dilation, groups, largest):
         return
     size, kernel = (list(each.meta["val"].shape[2:]) for each in (x, weight))
-    for user in list(node.users):
-        like: Any = [x, weight, None][user.args[1]]
-        with graph.inserting_before(user):
-            if user.args[1] == 0:
-                made = graph.call_function(input_gradient, (delta, weight, size, stride, padding))
-            elif user.args[1] == 1:
-                made = graph.call_function(weight_gradient, (delta, x, kernel, stride, padding))
-            else:
-                made = graph.call_function(aten.sum.dim_IntList, (delta, [0, 2, 3]))
-        made.meta["val"] = user.meta["val"] if like is None else like.meta["val"]
-        user.replace_all_uses_with(made)
-        graph.erase_node(user)
-    graph.erase_node(node)
+    of_input = input_gradient, (delta, weight, size, stride, padding)
+    replace_gradients(graph, node, of_input, (weight_gradient, (delta, x, kernel, stride, padding)))
 
 
 def _replace_convolution(graph: fx.Graph, node: Any) -> None:
@@ -59,14 +50,10 @@ def _replace_convolution(graph: fx.Graph, node: Any) -> None:
     if not _pays(small, weight, dilation, groups, LARGEST_FORWARD) or (transposed and bias is not None):
         return
     size = list(node.meta["val"].shape[2:])
-    with graph.inserting_before(node):
-        if transposed:
-            made = graph.call_function(input_gradient, (x, weight, size, stride, padding))
-        else:
-            made = graph.call_function(convolution, (x, weight, bias, stride, padding))
-    made.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(made)
-    graph.erase_node(node)
+    if transposed:
+        replace(graph, node, (input_gradient, (x, weight, size, stride, padding)))
+    else:
+        replace(graph, node, (convolution, (x, weight, bias, stride, padding)))
 
 
 def _pays(small: Any, weight: Any, dilation: Sequence[int], groups: int, largest: int) -> bool:

@@ -210,7 +210,7 @@ def fold_of(samples: int, channels: int, size: tuple[int, int], kernel: tuple[in
 
 
 def folded(fold: columns._Fold, made: Tensor) -> tuple[Tensor, Tensor]:
-    y = columns._new_image(made, fold.channels, fold.sizes[1])[: fold.samples]
+    y = columns.new_map(made, len(made), fold.channels, *fold.sizes[1])[: fold.samples]
     parts = fold.new_parts(y)
     fold.run(made, y, columns._After(None, ACTS["tanh"], 0.0), parts)
     return y, parts
@@ -237,7 +237,7 @@ def test_bits_depend_on_no_number_of_threads(channels: int) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
 def test_nothing_is_written_past_the_end(channels: int) -> None:
     fold = fold_of(2, channels, (5, 6))
-    image = columns._new_image(torch.empty(3), channels, fold.sizes[1])
+    image = columns.new_map(torch.empty(3), 3, channels, *fold.sizes[1])
     made, image[2:] = random((2 * 30, 16 * channels)), 7
     after = columns._After(None, 0, 0.0)
     fold.run(made, image[:2], after, None)
@@ -256,7 +256,7 @@ def test_unfold_is_the_transpose_of_fold(where: Any, channels: int) -> None:
     fold = columns._Fold.between((2, 1, *size), (1, channels, *kernel), geometry)
     made = random((2 * size[0] * size[1], kernel[0] * kernel[1] * channels), torch.float64).mul(9).round()
     y = random((2, channels, *fold.sizes[1]), torch.float64, 1).mul(9).round()
-    y = columns._channels_last(y)
+    y = columns.channels_last(y)
     summed, back = torch.empty_like(y), torch.empty_like(made)
     fold.run(made, summed, columns._After(None, 0, 0.0), None)
     fold.unfold(y, None, columns._After(None, 0, 0.0), back)

@@ -285,7 +285,7 @@ for act_out, want_stats in ((3, False), (0, True)):
             if truth is not None:
                 assert (made - truth).norm() <= 1e-5 * truth.norm(), name
                 compared += 1
-products = run._library_products(grad, run.prologue(x, norm), weight, geometry, [True, True, False])
+products = run.library.backward(grad, run.prologue(x, norm), weight, geometry, [True, True, False])
 for candidates, truth in (
     (gpu.input_gradient(lambda: products[0], grad, weight, geometry), products[0]),
     (gpu.weight_gradient(lambda: products[1], grad, x, norm, weight, geometry), products[1]),

@@ -28,7 +28,9 @@ from fastgan.errors import FastganError
 from fastgan.kernels import winograd
 from fastgan.kernels._runtime import EXTENSION, choose, scratch
 from fastgan.kernels.activations import ACTS, invertible
+from fastgan.kernels.conv_transpose_bn_act import library
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
+from fastgan.kernels.winograd import channels_last, new_map
 
 TYPES = {torch.float32: 0, torch.float64: 1}  # as MaskedActType in csrc/masked_act.h
 NONE, RELU, LEAKY_RELU, TANH = (ACTS[name] for name in ("none", "relu", "leaky_relu", "tanh"))
@@ -99,9 +101,7 @@ def forward(
     after = _After(None if bias is None else bias.contiguous(), act, slope)
     if how.forward:
         return _forward(x, weight, geometry, after, want_stats)
-    g, (last, filters) = geometry, _for_library(x, weight)
-    made = winograd.convolution(last, filters, None, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups)
-    a = _channels_last(made)
+    a = library.forward(x, weight, None, geometry)
     return a, *_finish(a, after, want_stats)
 
 
@@ -122,35 +122,22 @@ def backward(
     All of them are channels-last in memory. Raises FastganError.
     """
     _check_slopes_are_known(a, act, slope)
-    grad = _channels_last(grad)
+    grad = channels_last(grad)
     how = how or plan(x.shape, weight.shape, geometry, x.dtype)
-    library = needs[0] and not how.input, needs[1] and not how.weight
-    if act and (needs[2] or any(library)):
+    rest = needs[0] and not how.input, needs[1] and not how.weight
+    if act and (needs[2] or any(rest)):
         assert a is not None
         grad, act = _times_slopes(grad, a, act, slope), NONE
     dx = dweight = dbias = None
     if (needs[0] and how.input) or (needs[1] and how.weight):
         ours = needs[0] and how.input, needs[1] and how.weight
         dx, dweight = _backward(grad, a, x, weight, geometry, _After(None, act, slope), ours)
-    if any(library):
-        g, (last, filters) = geometry, _for_library(x, weight)
-        theirs = winograd.convolution_backward(
-            grad,
-            last,
-            filters,
-            None,
-            g.stride,
-            g.padding,
-            g.dilation,
-            True,
-            g.output_padding,
-            g.groups,
-            [*library, False],
-        )
+    if any(rest):
+        theirs = library.backward(grad, x, weight, geometry, [*rest, False])
         dx, dweight = (mine if other is None else other for mine, other in zip((dx, dweight), theirs[:2], strict=True))
     if needs[2]:
         dbias = _rows(grad).sum(0)
-    return dx if dx is None else _channels_last(dx), dweight if dweight is None else _channels_last(dweight), dbias
+    return dx if dx is None else channels_last(dx), dweight if dweight is None else channels_last(dweight), dbias
 
 
 # ---- with columns
@@ -169,7 +156,7 @@ def _forward(
     x: Tensor, weight: Tensor, geometry: Geometry, after: _After, want_stats: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     fold, rows, matrix = _Fold.between(x.shape, weight.shape, geometry), _rows(x), _matrix(weight)
-    a = _new_image(x, fold.channels, fold.sizes[1])
+    a = new_map(x, len(x), fold.channels, *fold.sizes[1])
     if fold.is_identity:
         torch.mm(rows, matrix, out=_rows(a).view(len(rows), -1))
         return a, *_finish(a, after, want_stats)
@@ -201,8 +188,8 @@ def _backward(
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     fold, rows, matrix = _Fold.between(x.shape, weight.shape, geometry), _rows(x), _matrix(weight)
-    a = None if a is None or not after.act else _channels_last(a)
-    dx = _new_image(x, x.shape[1], x.shape[2:]) if needs[0] else None
+    a = None if a is None or not after.act else channels_last(a)
+    dx = new_map(x, *x.shape) if needs[0] else None
     dmatrix = torch.empty_like(matrix) if needs[1] else None
     for samples, at, columns in _chunks(fold, rows, matrix):
         fold.unfold(grad[samples], None if a is None else a[samples], after, columns)
@@ -299,11 +286,6 @@ class _Fold:
 # ---- layouts
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """x [N, C, H, W] with its channels next to each other. Where C or H W is 1, strides alone do not tell."""
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
 def _rows(x: Tensor) -> Tensor:
     """x [N, C, H, W] as a matrix [N H W, C]: a view, if it is channels-last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -314,16 +296,7 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
-def _new_image(x: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    """Memory for [N, channels, *size], channels-last."""
-    return x.new_empty(len(x), *size, channels).permute(0, 3, 1, 2)
-
-
-# ---- the library
-
-
-def _for_library(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return _channels_last(x), _channels_last(weight)
+# ---- activations
 
 
 def _times_slopes(grad: Tensor, a: Tensor, act: int, slope: float) -> Tensor:

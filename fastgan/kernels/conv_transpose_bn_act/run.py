@@ -7,13 +7,12 @@ import functools
 import torch
 from torch import Tensor
 
-from fastgan.kernels import winograd
 from fastgan.kernels._runtime import choose
 from fastgan.kernels.activations import activate, slope_from_output
 from fastgan.kernels.batch_norm_act import Norm, native, reference_stats
 from fastgan.kernels.batch_norm_act.op import native_backward
 from fastgan.kernels.batch_norm_act.reference import arithmetic_type, reference, reference_backward
-from fastgan.kernels.conv_transpose_bn_act import columns, gpu
+from fastgan.kernels.conv_transpose_bn_act import columns, gpu, library
 from fastgan.kernels.conv_transpose_bn_act.geometry import Geometry
 
 
@@ -31,10 +30,10 @@ def forward(
     x = channels_last(x)
     if _by_columns(x, weight, geometry):
         return columns.forward(prologue(x, norm), weight, bias, geometry, act_out, slope_out, want_stats)
-    library = functools.partial(_library, x, norm, weight, bias, geometry, act_out, slope_out, want_stats)
+    plain = functools.partial(_library, x, norm, weight, bias, geometry, act_out, slope_out, want_stats)
     if not gpu.can(x, weight, geometry):
-        return library()
-    candidates = gpu.forward(library, x, norm, weight, bias, geometry, act_out, slope_out, want_stats)
+        return plain()
+    candidates = gpu.forward(plain, x, norm, weight, bias, geometry, act_out, slope_out, want_stats)
     options = f"norm {norm.mean is not None}, act {norm.act}, act_out {act_out}, statistics {want_stats}"
     made: tuple[Tensor, Tensor | None, Tensor | None] = gpu.best("forward", x, weight, geometry, options, candidates)
     return made
@@ -50,12 +49,7 @@ def _library(
     slope_out: float,
     want_stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    g, a = geometry, prologue(x, norm)
-    y = winograd.convolution(
-        a, channels_last(weight), bias, g.stride, g.padding, g.dilation, True, g.output_padding, g.groups
-    )
-    del a
-    y = channels_last(y)
+    y = library.forward(prologue(x, norm), weight, bias, geometry)
     if want_stats:
         return y, *(native.stats(y) if _ours(x) else reference_stats(y))
     if act_out:
@@ -114,15 +108,15 @@ def _products(
     if y is not None and act_out:
         grad = through_activation(grad, y, act_out, slope_out)
     if not gpu.can(x, weight, geometry):
-        return _library_products(grad, prologue(x, norm) if needs[1] else x, weight, geometry, needs)
+        return library.backward(grad, prologue(x, norm) if needs[1] else x, weight, geometry, needs)
 
     def input_gradient() -> Tensor:
-        da = _library_products(grad, x, weight, geometry, [True, False, False])[0]
+        da = library.backward(grad, x, weight, geometry, [True, False, False])[0]
         assert da is not None
         return da
 
     def weight_gradient() -> Tensor:
-        dweight = _library_products(grad, prologue(x, norm), weight, geometry, [False, True, False])[1]
+        dweight = library.backward(grad, prologue(x, norm), weight, geometry, [False, True, False])[1]
         assert dweight is not None
         return dweight
 
@@ -135,26 +129,6 @@ def _products(
         options = f"norm {norm.mean is not None}, act {norm.act}"
         dweight = gpu.best("weight gradient", x, weight, geometry, options, candidates)
     return da, dweight, grad.sum((0, 2, 3)) if needs[2] else None
-
-
-def _library_products(
-    grad: Tensor, a: Tensor, weight: Tensor, geometry: Geometry, needs: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    g, outputs = geometry, weight.shape[1] * geometry.groups
-    made: tuple[Tensor | None, Tensor | None, Tensor | None] = winograd.convolution_backward(
-        grad,
-        a,
-        channels_last(weight),
-        [outputs],
-        g.stride,
-        g.padding,
-        g.dilation,
-        True,
-        g.output_padding,
-        g.groups,
-        needs,
-    )
-    return made
 
 
 def through_activation(grad: Tensor, y: Tensor, act: int, slope: float) -> Tensor:
