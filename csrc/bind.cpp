@@ -20,6 +20,7 @@
 #include "masked_act.h"
 #include "modulated_act.h"
 #include "norm_act.h"
+#include "polynomial_mmd.h"
 #include "sampler.h"
 #include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
@@ -33,7 +34,7 @@ using Addresses = std::vector<Address>;
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 9;
+constexpr int kAbi = 10;
 
 template <typename T>
 T* at(Address address) {
@@ -331,6 +332,66 @@ Winograd winograd(const std::array<int64_t, 5>& n, int kernel, int tile) {
   return {n[0], n[1], n[2], n[3], n[4], kernel, tile};
 }
 
+// ---- polynomial_mmd
+
+// of: values, pairs, both bases
+FixedSamples fixed_samples(const std::array<Address, 4>& of) {
+  return {at<const int16_t>(of[0]), at<const int32_t>(of[1]), {at<const float>(of[2]), at<const float>(of[3])}};
+}
+
+void polynomial_mmd_cpu(const std::array<Address, 4>& x, const std::array<Address, 4>& y, int64_t features,
+                        std::array<Address, 2> members, std::array<int64_t, 2> sizes, std::array<float, 3> factors,
+                        int degree, Address out, int threads) {
+  const PolynomialMmd mmd = {fixed_samples(x),
+                             fixed_samples(y),
+                             features,
+                             at<const int64_t>(members[0]),
+                             at<const int64_t>(members[1]),
+                             sizes[0],
+                             sizes[1],
+                             factors[0],
+                             factors[1],
+                             factors[2],
+                             degree,
+                             at<double>(out)};
+  fastgan_polynomial_mmd_cpu(&mmd, threads);
+}
+
+// addresses: x, centre, partners within the set and with the other one;  sizes: n, d, features
+ToFixed to_fixed(const std::array<Address, 4>& addresses, const std::array<int64_t, 3>& sizes, float unit) {
+  return {at<const float>(addresses[0]),
+          at<const float>(addresses[1]),
+          sizes[0],
+          sizes[1],
+          sizes[2],
+          unit,
+          {at<const float>(addresses[2]), at<const float>(addresses[3])}};
+}
+
+void define_polynomial_mmd_cpu(py::module_& m) {
+  m.def(
+      "fixed_range_cpu",
+      [](Address x, Address centre, std::array<int64_t, 2> sizes, Address norms, Address largest, int threads) {
+        const ToFixed from = to_fixed({x, centre, 0, 0}, {sizes[0], sizes[1], 0}, 0);
+        fastgan_fixed_range_cpu(&from, at<float>(norms), at<float>(largest), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("centre"), py::arg("sizes"), py::arg("norms"),
+      py::arg("largest"), py::arg("threads"));
+  m.def(
+      "to_fixed_cpu",
+      [](const std::array<Address, 4>& addresses, const std::array<int64_t, 3>& sizes, float unit, Address values,
+         Address pairs, Address alone, int threads) {
+        const ToFixed from = to_fixed(addresses, sizes, unit);
+        fastgan_to_fixed_cpu(&from, at<int16_t>(values), at<int32_t>(pairs), at<double>(alone), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("addresses"), py::arg("sizes"), py::arg("unit"),
+      py::arg("values"), py::arg("pairs"), py::arg("alone"), py::arg("threads"));
+  m.def("polynomial_mmd_here", &fastgan_polynomial_mmd_here);
+  m.def("polynomial_mmd_cpu", &polynomial_mmd_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("y"),
+        py::arg("features"), py::arg("members"), py::arg("sizes"), py::arg("factors"), py::arg("degree"), py::arg("out"),
+        py::arg("threads"));
+}
+
 void define_winograd_cpu(py::module_& m) {
   py::class_<Winograd>(m, "Winograd")
       .def(py::init(&winograd), py::arg("sizes"), py::arg("kernel"), py::arg("tile"))
@@ -466,6 +527,7 @@ PYBIND11_MODULE(_C, m) {
 
   define_modulated_act_cpu(m);
   define_norm_act_cpu(m);
+  define_polynomial_mmd_cpu(m);
   define_winograd_cpu(m);
 
 #ifdef FASTGAN_CUDA

@@ -9,7 +9,8 @@ import pytest
 import torch
 from parity_inputs import features
 
-from fastgan.metrics import kernel_distance, kid
+from fastgan.kernels import polynomial_mmd
+from fastgan.metrics import kid
 
 Array = np.ndarray[Any, Any]
 
@@ -40,13 +41,13 @@ def test_formula(
     dtype: str, tolerance: float, options: dict[str, Any], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both ways to compute it; small tiles, so that there are several."""
-    monkeypatch.setattr(kernel_distance, "ROWS", 128)
-    monkeypatch.setattr(kernel_distance, "COLUMNS", 200)
+    monkeypatch.setattr(polynomial_mmd, "ROWS", 128)
+    monkeypatch.setattr(polynomial_mmd, "COLUMNS", 200)
     n, m, size, count = (700, 600, 99, 60) if way == "all pairs" else (700, 600, 99, 9)
     called = []
     for name in ("all_pairs", "one_subset"):
-        function = getattr(kernel_distance, name)
-        monkeypatch.setattr(kernel_distance, name, lambda *a, f=function, n=name: (called.append(n), f(*a))[1])
+        function = getattr(polynomial_mmd, name)
+        monkeypatch.setattr(polynomial_mmd, name, lambda *a, f=function, n=name: (called.append(n), f(*a))[1])
     x, y = features(1, n, 32, dtype), features(2, m, 32, dtype)
     got = kid(x, y, subsets=count, subset_size=size, **options)
     assert set(called) == {"all_pairs" if way == "all pairs" else "one_subset"}

@@ -1,0 +1,243 @@
+r"""Squared maximum mean discrepancy with a polynomial kernel, over subsets of two sets: what KID is the mean of.
+
+    k(x, y) = (gamma x·y + coef0)^degree
+    out_s = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) - 2 mean_ij k(x_i, y_j)        i, j in subset s
+
+(Bińkowski et al. 2018, arXiv:1801.01401, section 4.) x: [n, d], y: [m, d], subsets: [subsets, size] numbers of samples
+each, out: [subsets] fp64. A constant taken from all k changes nothing but the rounding.
+
+The library multiplies matrices, subset by subset, or every pair of samples once where subsets share enough of them
+(`all_pairs`). On a CPU without AVX-512 fp32 features go in fixed point (csrc/cpu/polynomial_mmd.cpp): with a centre c
+and x_i = c + unit q_i + e_i, where q_i are integers of 15 bits,
+
+    x_i·y_j = c·x_i + c·y_j - c·c + unit² q_i·q_j + O(e)
+
+so that only the product of integers needs pairs. In integers it takes half the multiplications, exactly (Winograd 1968,
+"A new algorithm for inner product", IEEE Transactions on Computers C-17):
+
+    q·r = sum_k (q_2k + r_2k+1)(q_2k+1 + r_2k) - sum_k q_2k q_2k+1 - sum_k r_2k r_2k+1
+
+Rounding each feature by up to unit / 2 moves out_s by about `rounding`; where samples lie so far out, or are so few,
+that this exceeds PRECISION of a kernel value, the library multiplies. (Sums of kernel values in fp32, as in the public
+implementations, are off by 6e-8.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgan.kernels._runtime import EXTENSION, choose
+
+ROWS, COLUMNS = 1024, 2048  # kernel values at a time: 8 MB
+MULTIPLE = 16  # features of a sample in fixed point: filled up with zeros
+LARGEST, LONGEST = 16_383, 46_000  # of a value, so that two add up in 16 bits; norm, so that products fit in 32
+PRECISION = 3e-8  # of a kernel value
+SHARED = 2.4  # times as many pairs in fixed point as in fp32 of each pair once, in the same time
+
+# n samples a side, features, subsets, size: test and benchmark share them
+CASES: dict[str, tuple[int, int, int, int]] = {
+    "Inception": (10_000, 2048, 100, 1000),
+    "pairs come twice": (5000, 2048, 100, 1000),
+    "no whole panels": (700, 200, 7, 601),
+    "one block": (300, 33, 3, 300),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """k(x, y) = (gamma x·y + coef0)^degree"""
+
+    degree: int
+    gamma: float
+    coef0: float
+
+
+def polynomial_mmd(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
+    """[subsets] fp64. x: [n, d], y: [m, d] fp32 or fp64, finite; first, second: [subsets, size] int64, size 2 or more."""
+    apart = 3 * first.numel() * first.shape[1]
+    together = (len(x) ** 2 + len(y) ** 2) / 1.8 + len(x) * len(y)
+    if together * SHARED >= apart and _is_fixed_point_here(x, len(first)):
+        fixed = fixed_point(x, y, kernel, first.shape[1])
+        if fixed is not None:
+            return native(fixed, first, second, kernel)
+    return reference(x, y, first, second, kernel, together < 1.1 * apart)
+
+
+def reference(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel, shared: bool = False) -> Tensor:
+    """The same by the library's products in the type of x; every pair of samples once where `shared`."""
+    if shared:
+        return all_pairs(x, y, first, second, kernel)
+    return torch.stack([one_subset(x[i], y[j], kernel) for i, j in zip(first, second, strict=True)])
+
+
+# ---- in fixed point
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Two sets, one centre and unit. values: [n, features] int16;  pairs: [n] int32 sum_k q_2k q_2k+1
+    base: [2, n] fp32, what pairs within the set and with the other one add to the product, less middle / 2:
+        gamma (c·x - c·c / 2 + e·mean partner) + coef0 / 2
+    """
+
+    values: tuple[Tensor, Tensor]
+    pairs: tuple[Tensor, Tensor]
+    base: tuple[Tensor, Tensor]
+    unit: float
+    middle: float
+
+    def addresses(self, which: int) -> tuple[int, ...]:
+        base = self.base[which]
+        return tuple(each.data_ptr() for each in (self.values[which], self.pairs[which], base[0], base[1]))
+
+
+def _is_fixed_point_here(x: Tensor, subsets: int) -> bool:
+    """A thread takes whole subsets: with fewer of them than threads the library is as fast."""
+    return (
+        x.dtype == torch.float32
+        and choose("polynomial_mmd", x.device).native
+        and EXTENSION.module.polynomial_mmd_here()
+        and subsets >= torch.get_num_threads()
+    )
+
+
+def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, size: int) -> Fixed | None:
+    """Both sets in one unit around one centre; None where rounding might show in means over size² pairs."""
+    x, y = x.contiguous(), y.contiguous()
+    means = x.mean(0), y.mean(0)
+    centre = (means[0] + means[1]) / 2  # any will do; the nearer to all samples, the finer the unit
+    norms, largest = (torch.cat(each) for each in zip(_range(x, centre), _range(y, centre), strict=True))
+    unit = max(float(largest.amax()) / LARGEST, float(norms.amax().sqrt()) / LONGEST) or 1.0
+    typical = abs(kernel.coef0) + abs(kernel.gamma) * float(norms.mean() + centre.square().sum())
+    if not rounding(unit, float(norms.mean().sqrt()), kernel, size) <= PRECISION * typical < math.inf:
+        return None
+    own, other = means[0] - centre, means[1] - centre
+    made = _integers(x, centre, unit, own, other), _integers(y, centre, unit, other, own)
+    values, pairs, alone = zip(*made, strict=True)
+    # A rounding that all partners see alike is made good; what they see differently is small, and means out.
+    beyond = centre.double().square().sum() / 2
+    base = [(each[0] + each[1:] - beyond) * kernel.gamma + kernel.coef0 / 2 for each in alone]
+    half = torch.cat(base, 1).mean()
+    rest = tuple((each - half).float() for each in base)
+    return Fixed(values, pairs, rest, unit, 2 * float(half))  # type: ignore[arg-type]
+
+
+def rounding(unit: float, norm: float, kernel: Kernel, size: int) -> float:
+    """Standard deviation of out by roundings of samples with this norm, over the kernel's base to the degree - 1.
+
+    A product is off by sqrt(2 / 12) unit norm; the squared weights of products within x, within y and across add up to
+    (2 + 2 + 4) / size².
+    """
+    return math.sqrt(8 * 2 / 12) * unit * norm * abs(kernel.gamma) * kernel.degree / size
+
+
+def _range(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """[n] squared norms, and largest absolute values, of x - centre."""
+    norms, largest = x.new_empty(len(x)), x.new_empty(len(x))
+    places = (norms.data_ptr(), largest.data_ptr())
+    EXTENSION.module.fixed_range_cpu(x.data_ptr(), centre.data_ptr(), x.shape, *places, torch.get_num_threads())
+    return norms, largest
+
+
+def _integers(x: Tensor, centre: Tensor, unit: float, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and pairs as in Fixed, and [3, n] fp64: c·x, e·own, e·other. own, other: [d] means less the centre."""
+    n, d = x.shape
+    values = torch.empty((n, -(-d // MULTIPLE) * MULTIPLE), dtype=torch.int16)
+    pairs, alone = torch.empty(n, dtype=torch.int32), torch.empty((3, n), dtype=torch.float64)
+    addresses = tuple(each.data_ptr() for each in (x, centre, own, other))
+    made = tuple(each.data_ptr() for each in (values, pairs, alone))
+    EXTENSION.module.to_fixed_cpu(addresses, (n, d, values.shape[1]), unit, *made, torch.get_num_threads())
+    return values, pairs, alone
+
+
+def native(fixed: Fixed, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
+    """By our C++: one thread a subset, the same bits with any number of them."""
+    out = torch.empty(len(first), dtype=torch.float64)
+    first, second = first.contiguous(), second.contiguous()
+    EXTENSION.module.polynomial_mmd_cpu(
+        fixed.addresses(0),
+        fixed.addresses(1),
+        fixed.values[0].shape[1],
+        (first.data_ptr(), second.data_ptr()),
+        tuple(first.shape),
+        (kernel.gamma * fixed.unit**2, fixed.middle, fixed.middle**kernel.degree),
+        kernel.degree,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+# ---- by the library
+
+
+def _values(x: Tensor, y: Tensor, kernel: Kernel, shift: float, out: Tensor | None = None) -> Tensor:
+    """[n, m] k(x_i, y_j) - shift, in `out` where that is given."""
+    base = torch.addmm(x.new_tensor(kernel.coef0), x, y.mT, alpha=kernel.gamma, out=out)
+    return base.pow_(kernel.degree).sub_(shift)
+
+
+def _centre(x: Tensor, y: Tensor, kernel: Kernel) -> float:
+    """A value in the middle of the kernel's."""
+    return float(_values(x[:64], y[:64], kernel, 0.0).double().mean())
+
+
+def one_subset(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+    """x, y: [m, d]"""
+    size, shift = len(x), _centre(x, y, kernel)
+    within = x.new_zeros((), dtype=torch.float64)
+    for side in (x, y):
+        for rows, after in _halves(size):
+            square = _values(side[rows], side[rows], kernel, shift)
+            within += square.sum(dtype=torch.float64) - square.diagonal().sum(dtype=torch.float64)
+            if after.start < size:
+                within += 2 * _values(side[rows], side[after], kernel, shift).sum(dtype=torch.float64)
+    across = _values(x, y, kernel, shift).sum(dtype=torch.float64)
+    return within / (size * (size - 1)) - 2 * across / size**2
+
+
+def _halves(size: int) -> Iterator[tuple[slice, slice]]:
+    """Two spans of rows, each with the rows after it: three quarters of a symmetric square."""
+    middle = (size + 1) // 2
+    yield slice(0, middle), slice(middle, size)
+    yield slice(middle, size), slice(size, size)
+
+
+def all_pairs(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
+    """Every kernel value once: sums over subsets are products with their 0/1 members, [n, subsets]."""
+    size, shift = first.shape[1], _centre(x, y, kernel)
+    in_x, in_y = _members(first, x), _members(second, y)
+    within = _sums(x, x, in_x, in_x, kernel, shift) + _sums(y, y, in_y, in_y, kernel, shift)
+    across = _sums(x, y, in_x, in_y, kernel, shift)
+    return within / (size * (size - 1)) - 2 * across / size**2
+
+
+def _members(chosen: Tensor, x: Tensor) -> Tensor:
+    """chosen: [subsets, size] -> [n, subsets] of 0 and 1, in the type of x."""
+    return x.new_zeros(len(chosen), len(x)).scatter_(1, chosen, 1.0).mT.contiguous()
+
+
+def _sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor, kernel: Kernel, shift: float) -> Tensor:
+    """[subsets] fp64: sum of kernel values over the pairs of each subset; within one set without the diagonal.
+
+    Tile by tile, in memory that is used again: what is done with the values of one finds them in a cache.
+    """
+    total = x.new_zeros(in_x.shape[1], dtype=torch.float64)
+    same = x is y
+    tile = x.new_empty(ROWS * COLUMNS)
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, min(start + ROWS, len(x)))
+        for first in range(start if same else 0, len(y), COLUMNS):
+            columns = slice(first, min(first + COLUMNS, len(y)))
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            values = _values(x[rows], y[columns], kernel, shift, tile[: shape[0] * shape[1]].view(shape))
+            if same and first == start:  # pairs within the rows come twice, those with later samples once
+                values.fill_diagonal_(0)
+                values[:, : shape[0]] *= 0.5
+            total += ((values @ in_y[columns]).double() * in_x[rows]).sum(0)
+    return total * 2 if same else total
