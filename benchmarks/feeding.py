@@ -24,7 +24,7 @@ from fastgan.data.pack_format import CHECKSUMS, INDEX, Shard, read_index, shard_
 from fastgan.data.pack_source import PackOptions
 
 BATCH, SIDE = 256, 64
-TAKEN = 512  # batches in one call: OpenMP's threads of the call before, which are not ours, keep a core for milliseconds
+TAKEN = 512  # batches in one call: an OpenMP thread of the call before keeps a core for some milliseconds
 
 
 def write_pictures(folder: Path, count: int, side: int, quality: int = 90) -> Path:

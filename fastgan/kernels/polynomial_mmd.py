@@ -58,7 +58,7 @@ class Kernel:
 
 
 def polynomial_mmd(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
-    """[subsets] fp64. x: [n, d], y: [m, d] fp32 or fp64, finite; first, second: [subsets, size] int64, size 2 or more."""
+    """[subsets] fp64. x: [n, d], y: [m, d] fp32 or fp64, finite; first, second: [subsets, size] int64, size >= 2."""
     apart = 3 * first.numel() * first.shape[1]
     together = (len(x) ** 2 + len(y) ** 2) / 1.8 + len(x) * len(y)
     if together * SHARED >= apart and _is_fixed_point_here(x, len(first)):
