@@ -1,8 +1,8 @@
 """Feeding: a memory-mapped pack, JPEG files and packing, each against what a careful user of PyTorch and Pillow writes.
 
-A call of a candidate takes a batch (of 256 images of 64x64; of a mapped pack 512 batches) from an endless iterator, as a
-training loop does. All give uint8 unless the case says otherwise; none does anything with the batch. Ours compares each
-image with its checksum when it first comes; the loaders compare nothing.
+A call of a candidate takes a batch (of 256 images of 64x64; of a mapped pack 512 batches) from an endless iterator, as
+a training loop does. All give uint8 unless the case says otherwise; none does anything with the batch. Ours compares
+each image with its checksum when it first comes; the loaders compare nothing.
 """
 
 from __future__ import annotations

@@ -17,9 +17,8 @@ so that only the product of integers needs pairs. In integers it takes half the 
 
     q·r = sum_k (q_2k + r_2k+1)(q_2k+1 + r_2k) - sum_k q_2k q_2k+1 - sum_k r_2k r_2k+1
 
-Rounding each feature by up to unit / 2 moves out_s by about `rounding`; where samples lie so far out, or are so few,
-that this exceeds PRECISION of a kernel value, the library multiplies. (Sums of kernel values in fp32, as in the public
-implementations, are off by 6e-8.)
+Rounding each feature by up to unit / 2 moves out_s by about `rounding`, and the mean over subsets by less; where
+samples lie so far out, or are so few, that this exceeds PRECISION of a kernel value, the library multiplies.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from fastgan.kernels._runtime import EXTENSION, choose
 ROWS, COLUMNS = 1024, 2048  # kernel values at a time: 8 MB
 MULTIPLE = 16  # features of a sample in fixed point: filled up with zeros
 LARGEST, LONGEST = 16_383, 46_000  # of a value, so that two add up in 16 bits; norm, so that products fit in 32
-PRECISION = 3e-8  # of a kernel value
+PRECISION = 3e-9  # of a kernel value, of the mean over subsets
 SHARED = 2.4  # times as many pairs in fixed point as in fp32 of each pair once, in the same time
 
 # n samples a side, features, subsets, size: test and benchmark share them
@@ -62,7 +61,7 @@ def polynomial_mmd(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: 
     apart = 3 * first.numel() * first.shape[1]
     together = (len(x) ** 2 + len(y) ** 2) / 1.8 + len(x) * len(y)
     if together * SHARED >= apart and _is_fixed_point_here(x, len(first)):
-        fixed = fixed_point(x, y, kernel, first.shape[1])
+        fixed = fixed_point(x, y, kernel, *first.shape)
         if fixed is not None:
             return native(fixed, first, second, kernel)
     return reference(x, y, first, second, kernel, together < 1.1 * apart)
@@ -106,15 +105,16 @@ def _is_fixed_point_here(x: Tensor, subsets: int) -> bool:
     )
 
 
-def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, size: int) -> Fixed | None:
-    """Both sets in one unit around one centre; None where rounding might show in means over size² pairs."""
+def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, subsets: int, size: int) -> Fixed | None:
+    """Both sets in one unit around one centre; None where rounding might show in the mean over subsets."""
     x, y = x.contiguous(), y.contiguous()
     means = x.mean(0), y.mean(0)
     centre = (means[0] + means[1]) / 2  # any will do; the nearer to all samples, the finer the unit
     norms, largest = (torch.cat(each) for each in zip(_range(x, centre), _range(y, centre), strict=True))
     unit = max(float(largest.amax()) / LARGEST, float(norms.amax().sqrt()) / LONGEST) or 1.0
     typical = abs(kernel.coef0) + abs(kernel.gamma) * float(norms.mean() + centre.square().sum())
-    if not rounding(unit, float(norms.mean().sqrt()), kernel, size) <= PRECISION * typical < math.inf:
+    error = rounding(unit, float(norms.mean().sqrt()), kernel, size) / math.sqrt(subsets)
+    if not error <= PRECISION * typical < math.inf:
         return None
     own, other = means[0] - centre, means[1] - centre
     made = _integers(x, centre, unit, own, other), _integers(y, centre, unit, other, own)
