@@ -73,18 +73,21 @@ class PlainInpainting:
     """Inpainting with one critic (Pathak et al. 2016): a hole comes in the mean colour of the rest, and the network's
     output is put there.
 
-    weights: of the reconstruction within the hole, outside of it, and of the critic
+    lr: of the progress of the run, from 0 to 1;  weights: of the reconstruction within the hole, outside of it, and of
+    the critic
     """
 
     generator: nn.Module
     critic: nn.Module
-    lr: float
+    lr: Callable[[float], float]
     fill: Callable[[Tensor, Tensor], Tensor]
+    steps: int
     weights: tuple[float, float, float] = (10.0, 1.0, 0.1)
+    done: int = 0
     adams: list[torch.optim.Adam] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.adams = _adams(self.generator, self.critic, betas=(0.5, 0.999), lr=self.lr)
+        self.adams = _adams(self.generator, self.critic, betas=(0.5, 0.999))
 
     def raw(self, images: Tensor, masks: Tensor) -> Tensor:
         made: Tensor = self.generator(torch.cat([self.fill(images, masks), masks], 1))
@@ -94,6 +97,9 @@ class PlainInpainting:
         return torch.where(masks > 0, self.raw(images, masks), images)
 
     def __call__(self, images: Tensor, masks: Tensor) -> None:
+        for adam in self.adams:
+            adam.param_groups[0]["lr"] = self.lr(self.done / self.steps)
+        self.done += 1
         of_generator, of_critic = self.adams
         made = self.raw(images, masks)
         filled = torch.where(masks > 0, made, images)

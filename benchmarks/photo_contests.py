@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from benchmarks.conditional_peer import PlainLoop
 from benchmarks.image_peers import PlainInpainting, PlainSuperResolution, PlainTranslation, unfused
 from benchmarks.image_quality import FILLS, compared, mean_filled, psnr_within, sets
 from benchmarks.photo_scores import Judge, distance, features
+from benchmarks.varied import varied
 from fastgan import baseline_styles
 from fastgan.assemble import build_state, new_step
 from fastgan.contract import Batch, Draw
@@ -27,7 +28,7 @@ from fastgan.optim import Averaging, Optimizer
 from fastgan.options import Config, with_data
 from fastgan.pictures import evaluating, picture_batch, picture_draw, picture_latents, sample_images
 from fastgan.presets import PRESETS
-from fastgan.schedule import Schedule, value_at
+from fastgan.schedule import Schedule, Scheduled, value_at
 from fastgan.step import TrainState
 
 OURS = "fastgan"
@@ -46,6 +47,7 @@ class Contest:
     reference: scores of something that needs no training, by name
     around:    what to show before and after what the sides make, such as the source and the target
     mirror:    half of the images are mirrored; not where samples are compared with patches as they are
+    vary:      what all sides see of a batch
     """
 
     title: str
@@ -57,6 +59,7 @@ class Contest:
     reference: dict[str, dict[str, float]]
     around: tuple[Tensor, Tensor] | None = None
     mirror: bool = True
+    vary: Callable[[Batch], Batch] = field(default=lambda batch: batch)
 
 
 def engine(config: Config) -> tuple[TrainState, Callable[[Batch], object]]:
@@ -168,23 +171,23 @@ def against(target: Tensor, made: Tensor) -> dict[str, float]:
 def inpainting(kimg: float) -> Contest:
     """From a smooth fill with two critics, and the usual arrangement: a hole in the mean colour and one critic."""
     images, held_out = sets(PHOTOS)
-    batch, width, lr = 8, 16, 1e-3
+    batch, width, lr = 8, 32, Schedule(5e-4, 0.0, begin=0.3)
     optim = dict.fromkeys(("generator", "critic"), Optimizer(lr=lr, beta1=0.5, beta2=0.999))
     averaging = Averaging(halflife_kimg=0.5, rampup=0.1)
-    critic = PatchCritic(width=width, norm="instance")
+    critic = PatchCritic(width=16, norm="instance")
     sides: dict[str, Callable[[Batch], object]] = {}
     averages: dict[str, Any] = {}
     for name, adversarial in ((OURS, 0.1), ("fastgan, pixels alone", 0.0)):
-        network = UNet(width=width, dropout=0.0, from_zero=True)
+        network = UNet(width=width, max_width=256, dropout=0.0, from_zero=True)
         system = Inpainting(network, critic, adversarial=adversarial)
         config = configured("inpaint-64", system, images, optim=optim, averaging=averaging, kimg=kimg, batch=batch)
         state, sides[name] = engine(config)
         averages[name] = state.averages
     torch.manual_seed(0)
     layout = {"memory_format": torch.channels_last}
-    generator = UNet(width=width, dropout=0.0).translator(config.shape, config.shape.channels + 1)
+    generator = replace(network, from_zero=False).translator(config.shape, config.shape.channels + 1)
     networks = (unfused(each).to(**layout) for each in (generator, critic.critic(config.shape, 1)))
-    plain = PlainInpainting(*networks, lr, mean_filled)
+    plain = PlainInpainting(*networks, functools.partial(at, lr), mean_filled, round(kimg * 1000 / batch))
     shown = picture_batch(held_out, range(len(held_out)), CPU)
     target, draw = shown.images, picture_draw(range(len(held_out)), CPU)
     masks = {kind: replace(system, mask=kind).masks(shown, draw) for kind in ("box", "free")}
@@ -212,7 +215,7 @@ def inpainting(kimg: float) -> Contest:
     some = of_many(len(target))
     sides["plain loop"] = lambda batch: plain(batch.images, system.masks(batch, Draw(1, batch.index, stream=0)))
     return Contest(
-        f"inpainting, boxes and strokes, width {width}, batch {batch}",
+        f"inpainting, boxes and strokes, width {width}, varied photographs, batch {batch}",
         batch,
         images,
         sides,
@@ -220,7 +223,13 @@ def inpainting(kimg: float) -> Contest:
         lambda name: ways[name](target[some], of_pictures[some]),
         {name: scores(name) for name in FILLS},
         (torch.where(of_pictures > 0, 0.0, target)[some], target[some]),
+        vary=varied,
     )
+
+
+def at(value: Scheduled, progress: float) -> float:
+    """What a number or a schedule is, as far into the run."""
+    return float(value_at(value, torch.tensor(progress)))
 
 
 def super_resolution(kimg: float, scale: int = 4) -> Contest:
@@ -238,8 +247,8 @@ def super_resolution(kimg: float, scale: int = 4) -> Contest:
     steps = round(kimg * 1000 / batch)
 
     def loop(generator: nn.Module, critic: nn.Module, pixel: str) -> PlainSuperResolution:
-        at = (lambda progress, v=value: float(value_at(v, torch.tensor(progress))) for value in (lr, weight))
-        return PlainSuperResolution(generator, critic, scale, *at, PIXEL_LOSSES[pixel], steps)
+        scheduled = (functools.partial(at, value) for value in (lr, weight))
+        return PlainSuperResolution(generator, critic, scale, *scheduled, PIXEL_LOSSES[pixel], steps)
 
     torch.manual_seed(0)
     layout = {"memory_format": torch.channels_last}

@@ -31,7 +31,7 @@ CONTESTS: dict[str, tuple[float, Callable[[float], Contest]]] = {  # name -> tho
     "conditional": (20.0, photo_contests.conditional),
     "pix2pix-noise": (2.0, lambda kimg: photo_contests.translation("noise", kimg)),
     "pix2pix-gray": (2.0, lambda kimg: photo_contests.translation("gray", kimg)),
-    "inpainting": (8.0, photo_contests.inpainting),
+    "inpainting": (32.0, photo_contests.inpainting),
     "super-resolution": (4.0, photo_contests.super_resolution),
     "stylegan2": (6.5, photo_contests.stylegan2),
 }
@@ -48,7 +48,7 @@ def train(contest: Contest, kimg: float) -> Iterator[tuple[float, dict[str, list
     with Feeder(contest.train, seed=0, batch=contest.batch, mirror=contest.mirror) as feeder:
         for turn in range(turns):
             done = min((turn + 1) * chunk, steps)
-            batches = [next(feeder) for _ in range(done - turn * chunk)]
+            batches = [contest.vary(next(feeder)) for _ in range(done - turn * chunk)]
             start = turn % len(names)  # who begins changes from turn to turn
             for name in names[start:] + names[:start]:
                 began = time.thread_time()

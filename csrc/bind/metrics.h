@@ -1,0 +1,97 @@
+// Bindings of what metrics compute with.
+#pragma once
+
+#include "bind/common.h"
+#include "polynomial_mmd.h"
+#include "symmetric_eigenvalues.h"
+#include "symmetric_product.h"
+
+using namespace fastgan;
+
+namespace {
+
+// ---- polynomial_mmd
+
+// of: values, pairs, both bases
+FixedSamples fixed_samples(const std::array<Address, 4>& of) {
+  return {at<const int16_t>(of[0]), at<const int32_t>(of[1]), {at<const float>(of[2]), at<const float>(of[3])}};
+}
+
+void polynomial_mmd_cpu(const std::array<Address, 4>& x, const std::array<Address, 4>& y, int64_t features,
+                        std::array<Address, 2> members, std::array<int64_t, 2> sizes, std::array<float, 3> factors,
+                        int degree, Address out, int threads) {
+  const PolynomialMmd mmd = {fixed_samples(x),
+                             fixed_samples(y),
+                             features,
+                             at<const int64_t>(members[0]),
+                             at<const int64_t>(members[1]),
+                             sizes[0],
+                             sizes[1],
+                             factors[0],
+                             factors[1],
+                             factors[2],
+                             degree,
+                             at<double>(out)};
+  fastgan_polynomial_mmd_cpu(&mmd, threads);
+}
+
+// addresses: x, centre, partners within the set and with the other one;  sizes: n, d, features
+ToFixed to_fixed(const std::array<Address, 4>& addresses, const std::array<int64_t, 3>& sizes, float unit) {
+  return {at<const float>(addresses[0]),
+          at<const float>(addresses[1]),
+          sizes[0],
+          sizes[1],
+          sizes[2],
+          unit,
+          {at<const float>(addresses[2]), at<const float>(addresses[3])}};
+}
+
+void define_metrics_cpu(py::module_& m) {
+  m.def(
+      "symmetric_eigenvalues_cpu",
+      [](Address a, Address values, int64_t n, int64_t stride, int threads) {
+        const SymmetricEigenvalues of = {at<const double>(a), n, stride, at<double>(values)};
+        return fastgan_symmetric_eigenvalues_cpu(&of, threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("a"), py::arg("values"), py::arg("n"), py::arg("stride"),
+      py::arg("threads"));
+  m.def(
+      "fixed_range_cpu",
+      [](Address x, Address centre, std::array<int64_t, 2> sizes, Address norms, Address largest, int threads) {
+        const ToFixed from = to_fixed({x, centre, 0, 0}, {sizes[0], sizes[1], 0}, 0);
+        fastgan_fixed_range_cpu(&from, at<float>(norms), at<float>(largest), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("centre"), py::arg("sizes"), py::arg("norms"),
+      py::arg("largest"), py::arg("threads"));
+  m.def(
+      "to_fixed_cpu",
+      [](const std::array<Address, 4>& addresses, const std::array<int64_t, 3>& sizes, float unit, Address values,
+         Address pairs, Address alone, int threads) {
+        const ToFixed from = to_fixed(addresses, sizes, unit);
+        fastgan_to_fixed_cpu(&from, at<int16_t>(values), at<int32_t>(pairs), at<double>(alone), threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("addresses"), py::arg("sizes"), py::arg("unit"),
+      py::arg("values"), py::arg("pairs"), py::arg("alone"), py::arg("threads"));
+  m.def("polynomial_mmd_here", &fastgan_polynomial_mmd_here);
+  m.def("polynomial_mmd_cpu", &polynomial_mmd_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("y"),
+        py::arg("features"), py::arg("members"), py::arg("sizes"), py::arg("factors"), py::arg("degree"), py::arg("out"),
+        py::arg("threads"));
+}
+
+#ifdef FASTGAN_CUDA
+void define_metrics_cuda(py::module_& m) {
+  m.def(
+      "symmetric_product_cuda",
+      [](Address a, Address b, Address out, std::array<int64_t, 3> sizes, std::array<double, 3> factors, int device,
+         Address stream) {
+        const SymmetricProduct product = {at<const double>(a), at<const double>(b), at<double>(out), sizes[0],
+                                          sizes[1],           sizes[2],            factors[0],      factors[1],
+                                          factors[2]};
+        return fastgan_symmetric_product_cuda(&product, device, at<void>(stream));
+      },
+      py::arg("a"), py::arg("b"), py::arg("out"), py::arg("sizes"), py::arg("factors"), py::arg("device"),
+      py::arg("stream"));
+}
+#endif
+
+}  // namespace
