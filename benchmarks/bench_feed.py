@@ -1,7 +1,7 @@
 """Feeding: a memory-mapped pack, JPEG files and packing, each against what a careful user of PyTorch and Pillow writes.
 
-A call of a candidate takes a batch (of 256 images of 64x64; of a mapped pack 512 batches) from an endless iterator, as
-a training loop does. All give uint8 unless the case says otherwise; none does anything with the batch. Ours compares
+A call of a candidate takes 512 or 64 batches (of 256 images of 64x64) from an endless iterator, as a training loop
+does. All give uint8 unless the case says otherwise; none does anything with the batch. Ours compares
 each image with its checksum when it first comes; the loaders compare nothing.
 """
 
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.feeding import (
     BATCH,
+    FEW,
     SIDE,
     TAKEN,
     Files,
@@ -110,8 +111,8 @@ def test_memory_mapped_as_training_takes_it(packed: Path, ratio, device, dtype):
         batches = {name: map(prepare, endless(each)) for name, each in loaders_of(shard).items()}
         in_workers = loader(MappedBatches(shard, prepare), 2)
         batches["DataLoader, 2 workers, whole batches, ready"] = endless(in_workers)
-        candidates = {name: taking(it) for name, it in {"fastgan": feeder, **batches}.items()}
-        size = TAKEN * BATCH * SIDE * SIDE * 3
+        candidates = {name: taking(it, FEW) for name, it in {"fastgan": feeder, **batches}.items()}
+        size = FEW * BATCH * SIDE * SIDE * 3
         ratio(
             "feed",
             f"memory-mapped pack, {BATCH} of {SIDE}x{SIDE}, {str(dtype).removeprefix('torch.')}, as training takes it",
@@ -153,7 +154,7 @@ def test_jpeg(pictures: list[str], folder: Path, ratio, device):
     with Feeder(images, seed=0, batch=BATCH, dtype=torch.uint8) as feeder:
         assert next(feeder).images.shape == (BATCH, 3, SIDE, SIDE)
         loaders = {f"DataLoader, Pillow, {n} workers": endless(loader(Files(pictures), n)) for n in (0, 2)}
-        candidates = {"fastgan": lambda: next(feeder)} | {name: lambda it=it: next(it) for name, it in loaders.items()}
+        candidates = {name: taking(it, FEW) for name, it in {"fastgan": feeder, **loaders}.items()}
         ratio("feed", f"JPEG decoded, {BATCH} of {SIDE}x{SIDE}", candidates, ours="fastgan", rounds=10)
 
 

@@ -25,6 +25,7 @@ from fastgan.data.pack_source import PackOptions
 
 BATCH, SIDE = 256, 64
 TAKEN = 512  # batches in one call: an OpenMP thread of the call before keeps a core for some milliseconds
+FEW = 64  # of batches that take longer
 
 
 def write_pictures(folder: Path, count: int, side: int, quality: int = 90) -> Path:
@@ -135,11 +136,11 @@ def endless(batches: DataLoader) -> Iterator[Tensor]:  # type: ignore[type-arg]
         yield from batches
 
 
-def taking(batches: Iterator[object]) -> Callable[[], None]:
-    """A call that takes TAKEN batches: the few that were ready before it began count for little."""
+def taking(batches: Iterator[object], count: int = TAKEN) -> Callable[[], None]:
+    """A call that takes so many batches: the few that were ready before it began count for little."""
 
     def call() -> None:
-        for _ in range(TAKEN):
+        for _ in range(count):
             next(batches)
 
     return call
