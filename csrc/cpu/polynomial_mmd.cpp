@@ -17,12 +17,14 @@ using namespace fastgan;
 constexpr int64_t kPanel = 16, kStep = 4, kStepBytes = 128;
 constexpr int64_t kBlock = 128;   // features: two panels of as many stay in the first cache
 constexpr int64_t kTogether = 4;  // panels of rows that take turns with one of columns
+constexpr int64_t kColumns = 16;  // panels of columns whose sums, with those rows, stay in the second cache
 constexpr int64_t kRows = 4;      // of a product that stay in registers
 constexpr int64_t kTile = kPanel * kPanel;
 
 struct Layout {
-  int64_t features, panels;
+  int64_t features, size, panels;
 
+  int64_t count(int64_t panel) const { return std::min(kPanel, size - panel * kPanel); }
   int64_t length(int64_t block) const { return std::min(kBlock, features - block * kBlock); }
   int64_t blocks() const { return (features + kBlock - 1) / kBlock; }
   int64_t bytes() const { return panels * kPanel * features * int64_t(sizeof(int16_t)); }
@@ -197,8 +199,8 @@ struct Part {
   const float* base;
   int64_t count;
 
-  Part(const Subset& of, int64_t panel, bool same, int64_t size)
-      : pairs(of.pairs + panel * kPanel), base(of.base[!same] + panel * kPanel), count(std::min(kPanel, size - panel * kPanel)) {}
+  Part(const Subset& of, int64_t panel, bool same, const Layout& layout)
+      : pairs(of.pairs + panel * kPanel), base(of.base[!same] + panel * kPanel), count(layout.count(panel)) {}
 };
 
 // The sum of k over sums of products [16][16], as far as both parts have samples; without the diagonal or with it.
@@ -229,49 +231,64 @@ FASTGAN_AVX2 double kernel_sum(const PolynomialMmd& mmd, const int32_t* sums, co
   return sum;
 }
 
+// Sums of products of `rows` panels of x from `first` on with `columns` panels of y from `from` on, [columns][kTogether] tiles.
+// Of one subset with itself only those on and above the diagonal.
+struct Patch {
+  int64_t first, rows, from, columns;
+  bool same;
+
+  int64_t end(int64_t j) const { return same ? std::min(rows, from + j + 1 - first) : rows; }
+};
+
+FASTGAN_AVX2 void patch_products(const Layout& layout, const Subset& x, const Subset& y, const Patch& patch, int32_t* sums) {
+  for (int64_t block = 0; block < layout.blocks(); ++block) {
+    const int64_t steps = layout.length(block) / kStep, part = steps * kStepBytes;
+    const char* const rows = x.values + layout.at(block, patch.first);
+    const char* const columns = y.values + layout.at(block, patch.from);
+    for (int64_t j = 0; j < patch.columns; ++j) {
+      const int64_t end = patch.end(j);
+      for (int64_t i = 0; i < end; ++i) {
+        const char* const next = i + 1 < end ? rows + (i + 1) * part : columns + (j + 1) * part;
+        int32_t* const tile = sums + (j * kTogether + i) * kTile;
+        for (int64_t r = 0; r < layout.count(patch.first + i); r += kRows)
+          products(columns + j * part, rows + i * part + 4 * r, steps, next + r / kRows * steps * 32, tile + r * kPanel,
+                   block > 0);
+      }
+    }
+  }
+}
+
 // The sum of k over all pairs of two subsets or, where they are the same one, over those of different samples. sums: room for
-// kTogether tiles for each panel.
+// a patch.
 FASTGAN_AVX2 double pair_sum(const PolynomialMmd& mmd, const Layout& layout, const Subset& x, const Subset& y,
                              int32_t* sums) {
   const bool same = x.values == y.values;
   double total = 0;
-  for (int64_t first = 0; first < layout.panels; first += kTogether) {
-    const int64_t last = std::min(first + kTogether, layout.panels);
-    const auto tile = [&](int64_t i, int64_t j) { return sums + (j * kTogether + i - first) * kTile; };
-    // Of one subset with itself: the panels of columns from that of the row on.
-    for (int64_t block = 0; block < layout.blocks(); ++block) {
-      const int64_t steps = layout.length(block) / kStep;
-      for (int64_t j = same ? first : 0; j < layout.panels; ++j) {
-        const int64_t end = same ? std::min(last, j + 1) : last;
-        const char* const columns = y.values + layout.at(block, j);
-        for (int64_t i = first; i < end; ++i) {
-          const char* const rows = x.values + layout.at(block, i);
-          const char* const next = i + 1 < end ? rows + steps * kStepBytes : columns + steps * kStepBytes;
-          for (int64_t r = 0; r < kPanel; r += kRows)
-            products(columns, rows + 4 * r, steps, next + r / kRows * steps * 32, tile(i, j) + r * kPanel, block > 0);
+  for (int64_t first = 0; first < layout.panels; first += kTogether)
+    for (int64_t from = same ? first : 0; from < layout.panels; from += kColumns) {
+      const Patch patch = {first, std::min(kTogether, layout.panels - first), from,
+                           std::min(kColumns, layout.panels - from), same};
+      patch_products(layout, x, y, patch, sums);
+      for (int64_t j = 0; j < patch.columns; ++j)
+        for (int64_t i = 0; i < patch.end(j); ++i) {
+          const bool on_diagonal = same && first + i == from + j;
+          const Part of_x(x, first + i, same, layout), of_y(y, from + j, same, layout);
+          const double sum = kernel_sum(mmd, sums + (j * kTogether + i) * kTile, of_x, of_y, !on_diagonal);
+          total += same && !on_diagonal ? 2 * sum : sum;
         }
-      }
     }
-    for (int64_t j = same ? first : 0; j < layout.panels; ++j)
-      for (int64_t i = first; i < (same ? std::min(last, j + 1) : last); ++i) {
-        const bool on_diagonal = same && i == j;
-        const Part of_x(x, i, same, mmd.size), of_y(y, j, same, mmd.size);
-        const double sum = kernel_sum(mmd, tile(i, j), of_x, of_y, !on_diagonal);
-        total += same && !on_diagonal ? 2 * sum : sum;
-      }
-  }
   return total;
 }
 
 int64_t in_doubles(int64_t bytes) { return (bytes + 7) / 8; }
 
 void run(const PolynomialMmd& mmd, int threads) {
-  const Layout layout = {mmd.features, (mmd.size + kPanel - 1) / kPanel};
+  const Layout layout = {mmd.features, mmd.size, (mmd.size + kPanel - 1) / kPanel};
   const int64_t padded = layout.panels * kPanel;
 #pragma omp parallel num_threads(threads)
   {
     const LargePages values(in_doubles(2 * layout.bytes())), alone(in_doubles(6 * padded * int64_t(sizeof(float)))),
-        room(in_doubles(kTogether * layout.panels * kTile * int64_t(sizeof(int32_t))));
+        room(in_doubles(kTogether * kColumns * kTile * int64_t(sizeof(int32_t))));
     auto* const bytes = reinterpret_cast<char*>(values.begin());
     auto* const base = reinterpret_cast<float*>(alone.begin());
     auto* const pairs = reinterpret_cast<int32_t*>(base + 4 * padded);
