@@ -27,23 +27,24 @@ from benchmarks.metric_rivals import (
     prdc_by_scikit_learn,
 )
 from fastgan import metrics
+from fastgan.kernels import polynomial_mmd
 from fastgan.kernels.symmetric_eigenvalues import CASES, reference, symmetric_eigenvalues
 
 Array = np.ndarray[Any, Any]
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("n", [5000, 10_000])
-def test_kid(n, ratio, device):
+@pytest.mark.parametrize("case", ["pairs come twice", "Inception"])
+def test_kid(case, ratio, device):
     """With 5,000 samples pairs come several times in 100 subsets of 1000; with 10,000 nearly all come once."""
-    real, fake = features(1, n), features(2, n)
-    subsets = 100
+    n, d, subsets, size = polynomial_mmd.CASES[case]
+    real, fake = features(1, n, d), features(2, n, d)
     x, y = (torch.from_numpy(z).to(device) for z in (real, fake))
     for theirs in (kid_by_numpy, kid_by_clean_fid):
         assert metrics.kid(x, y, subsets=5).value == pytest.approx(theirs(real, fake, 5), abs=1e-5)
     ratio(
         "metrics",
-        f"KID, {n} + {n} samples, {subsets} subsets of 1000",
+        f"KID, {n} + {n} samples, {subsets} subsets of {size}",
         {
             "fastgan": lambda: metrics.kid(x, y, subsets=subsets),
             "torch-fidelity's (NumPy)": lambda: kid_by_numpy(real, fake, subsets),

@@ -35,6 +35,11 @@ def _adams(*modules: nn.Module, betas: tuple[float, float], lr: float = 1e-3) ->
     return [torch.optim.Adam(module.parameters(), lr=lr, betas=betas) for module in modules]
 
 
+def _set_rate(adams: Sequence[torch.optim.Adam], rate: float) -> None:
+    for adam in adams:
+        adam.param_groups[0]["lr"] = rate
+
+
 def _train_critic(
     critic: nn.Module, adam: torch.optim.Adam, fake: Sequence[Tensor], real: Sequence[Tensor], share: float = 1.0
 ) -> None:
@@ -97,8 +102,7 @@ class PlainInpainting:
         return torch.where(masks > 0, self.raw(images, masks), images)
 
     def __call__(self, images: Tensor, masks: Tensor) -> None:
-        for adam in self.adams:
-            adam.param_groups[0]["lr"] = self.lr(self.done / self.steps)
+        _set_rate(self.adams, self.lr(self.done / self.steps))
         self.done += 1
         of_generator, of_critic = self.adams
         made = self.raw(images, masks)
@@ -132,8 +136,7 @@ class PlainSuperResolution:
     def __call__(self, images: Tensor) -> None:
         progress = self.done / self.steps
         self.done += 1
-        for adam in self.adams:
-            adam.param_groups[0]["lr"] = self.lr(progress)
+        _set_rate(self.adams, self.lr(progress))
         of_generator, of_critic = self.adams
         fake = self.generator(reduced(images, self.scale, "bicubic"))
         _train_critic(self.critic, of_critic, (fake.detach(),), (images,))

@@ -13,8 +13,6 @@
 #include "modulated_act.h"
 #include "winograd.h"
 
-using namespace fastgan;
-
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.

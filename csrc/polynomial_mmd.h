@@ -45,6 +45,6 @@ void fastgan_fixed_range_cpu(const fastgan::ToFixed* from, float* norms, float* 
 // values and pairs as in FixedSamples;  alone: [3, n] x_i . centre, unit e_i . partners[0], unit e_i . partners[1]
 void fastgan_to_fixed_cpu(const fastgan::ToFixed* from, int16_t* values, int32_t* pairs, double* alone, int threads);
 
-// The same bits with any number of threads. Takes 4 bytes of memory for each feature of a subset, for each thread.
+// The same bits with any number of threads. Each takes some 4 bytes of memory for each feature of a subset's samples.
 void fastgan_polynomial_mmd_cpu(const fastgan::PolynomialMmd* mmd, int threads);
 }

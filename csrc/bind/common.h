@@ -13,6 +13,8 @@
 #include <vector>
 
 namespace py = pybind11;
+namespace fastgan {}
+using namespace fastgan;
 using Address = std::uintptr_t;
 using Addresses = std::vector<Address>;
 

@@ -8,8 +8,6 @@
 #include "ingest.h"
 #include "sampler.h"
 
-using namespace fastgan;
-
 namespace {
 
 // ---- feed

@@ -6,8 +6,6 @@
 #include "symmetric_eigenvalues.h"
 #include "symmetric_product.h"
 
-using namespace fastgan;
-
 namespace {
 
 // ---- polynomial_mmd

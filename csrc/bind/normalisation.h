@@ -4,8 +4,6 @@
 #include "bind/common.h"
 #include "norm_act.h"
 
-using namespace fastgan;
-
 namespace {
 
 // Addresses: x, mean, var, weight, bias. Sizes: outer, channels, inner.

@@ -4,12 +4,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "avx2.h"
 #include "ingest.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define FASTGAN_AVX2 __attribute__((target("avx2,fma")))
-#endif
 
 namespace fastgan {
 
@@ -33,11 +29,6 @@ struct Table<uint8_t> {
 constexpr int64_t kTurned = 4096;  // bytes that are turned round before their values are looked at
 
 #ifdef FASTGAN_AVX2
-inline bool has_avx2() {
-  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return has;
-}
-
 // Eight pixels less 127.5, and the quotient by 127.5 correctly rounded: by the reciprocal, and the remainder of that
 // (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990).
 FASTGAN_AVX2 inline __m256 centred(const uint8_t* from) {

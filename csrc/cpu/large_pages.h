@@ -12,11 +12,12 @@
 namespace fastgan {
 namespace {
 
+template <typename T>
 class LargePages {
  public:
-  explicit LargePages(int64_t doubles) {
+  explicit LargePages(int64_t count) {
     constexpr int64_t page = 1 << 21;
-    const int64_t bytes = doubles * static_cast<int64_t>(sizeof(double));
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     const int64_t whole = bytes < page ? (bytes + 63) / 64 * 64 : (bytes + page - 1) / page * page;
     memory_ = std::aligned_alloc(bytes < page ? 64 : page, whole);
     if (!memory_) throw std::bad_alloc();
@@ -28,7 +29,7 @@ class LargePages {
   LargePages(const LargePages&) = delete;
   LargePages& operator=(const LargePages&) = delete;
 
-  double* begin() const { return static_cast<double*>(memory_); }
+  T* begin() const { return static_cast<T*>(memory_); }
 
  private:
   void* memory_;

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 
+#include "avx2.h"
 #include "large_pages.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define FASTGAN_AVX2 __attribute__((target("avx2,fma")))
-
+#ifdef FASTGAN_AVX2
 namespace {
 
 using namespace fastgan;
@@ -280,28 +278,24 @@ FASTGAN_AVX2 double pair_sum(const PolynomialMmd& mmd, const Layout& layout, con
   return total;
 }
 
-int64_t in_doubles(int64_t bytes) { return (bytes + 7) / 8; }
-
 void run(const PolynomialMmd& mmd, int threads) {
   const Layout layout = {mmd.features, mmd.size, (mmd.size + kPanel - 1) / kPanel};
   const int64_t padded = layout.panels * kPanel;
 #pragma omp parallel num_threads(threads)
   {
-    const LargePages values(in_doubles(2 * layout.bytes())), alone(in_doubles(6 * padded * int64_t(sizeof(float)))),
-        room(in_doubles(kTogether * kColumns * kTile * int64_t(sizeof(int32_t))));
-    auto* const bytes = reinterpret_cast<char*>(values.begin());
-    auto* const base = reinterpret_cast<float*>(alone.begin());
-    auto* const pairs = reinterpret_cast<int32_t*>(base + 4 * padded);
-    auto* const sums = reinterpret_cast<int32_t*>(room.begin());
-    const Subset x = {bytes, pairs, {base, base + padded}};
-    const Subset y = {bytes + layout.bytes(), pairs + padded, {base + 2 * padded, base + 3 * padded}};
+    const LargePages<char> values(2 * layout.bytes());
+    const LargePages<int32_t> pairs(2 * padded), sums(kTogether * kColumns * kTile);
+    const LargePages<float> bases(4 * padded);
+    float* const base = bases.begin();
+    const Subset x = {values.begin(), pairs.begin(), {base, base + padded}};
+    const Subset y = {values.begin() + layout.bytes(), pairs.begin() + padded, {base + 2 * padded, base + 3 * padded}};
     const double within = double(mmd.size) * double(mmd.size - 1), across = double(mmd.size) * double(mmd.size);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t s = 0; s < mmd.subsets; ++s) {
       pack(mmd.x, mmd.first + s * mmd.size, mmd.size, layout, x);
       pack(mmd.y, mmd.second + s * mmd.size, mmd.size, layout, y);
-      const double alike = pair_sum(mmd, layout, x, x, sums) + pair_sum(mmd, layout, y, y, sums);
-      mmd.out[s] = alike / within - 2 * pair_sum(mmd, layout, x, y, sums) / across;
+      const double alike = pair_sum(mmd, layout, x, x, sums.begin()) + pair_sum(mmd, layout, y, y, sums.begin());
+      mmd.out[s] = alike / within - 2 * pair_sum(mmd, layout, x, y, sums.begin()) / across;
     }
   }
 }
@@ -310,7 +304,7 @@ void run(const PolynomialMmd& mmd, int threads) {
 
 bool fastgan_polynomial_mmd_here() {
   // Where vectors are wider, products in floating point are as fast; not measured there.
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
+  return has_avx2() && !__builtin_cpu_supports("avx512f");
 }
 
 void fastgan_fixed_range_cpu(const ToFixed* from, float* norms, float* largest, int threads) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "avx2.h"
 #include "bulge_chasing.h"
 #include "large_pages.h"
 #include "tridiagonal.h"
@@ -46,16 +47,16 @@ struct Steps {
   }
 
 FASTGAN_STEPS(plain, , 16)
-#if defined(__x86_64__) && defined(__GNUC__)
-FASTGAN_STEPS(avx2, __attribute__((target("avx2,fma"))), 32)
+#ifdef FASTGAN_AVX2
+FASTGAN_STEPS(avx2, FASTGAN_AVX2, 32)
 FASTGAN_STEPS(avx512, __attribute__((target("avx512f,avx512dq,fma"))), 64)
 #endif
 #undef FASTGAN_STEPS
 
 const Steps& steps_here() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTGAN_AVX2
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return avx512::steps;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::steps;
+  if (has_avx2()) return avx2::steps;
 #endif
   return plain::steps;
 }
@@ -78,7 +79,7 @@ constexpr int64_t kReach = kRows + kStrip;  // columns beyond the diagonal that 
 // What is overwritten: [n][stride], rows that begin at other places of the cache, with room for a strip behind them
 struct Work {
   int64_t n, stride;
-  LargePages memory;
+  LargePages<double> memory;
   double* a;
 
   explicit Work(int64_t size)
@@ -182,7 +183,7 @@ int fastgan_symmetric_eigenvalues_cpu(const SymmetricEigenvalues* of, int thread
   const double size = copied(*of, work, threads);
   if (size == 0) return 1;
   to_band(work, steps, threads);
-  const LargePages band((n + kBand) * kBandRows);
+  const LargePages<double> band((n + kBand) * kBandRows);
   memset(band.begin(), 0, (n + kBand) * kBandRows * sizeof(double));
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = std::max<int64_t>(0, i - kBand); j <= i; ++j)

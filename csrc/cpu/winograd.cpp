@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "avx2.h"
 #include "winograd_tile.h"
 
 namespace {
@@ -251,9 +252,9 @@ struct Steps {
   void (*weight_blocks)(const Sizes<F>&, const float*, float*, int64_t, int64_t);
 };
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef FASTGAN_AVX2
 template <auto step, typename... Arguments>
-__attribute__((target("avx2,fma"))) void on_avx2(Arguments... arguments) {
+FASTGAN_AVX2 void on_avx2(Arguments... arguments) {
   step(arguments...);
 }
 
@@ -277,7 +278,7 @@ const Steps<F>& steps_here() {
   return __builtin_cpu_supports("avx512f") ? avx512 : avx2;
 }
 
-bool is_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool is_here() { return has_avx2(); }
 #else
 template <class F>
 const Steps<F>& steps_here() {
