@@ -16,7 +16,7 @@
 namespace {
 
 // Counts up with every change of a signature below; fastgan/kernels/_runtime/extension.py expects the same number.
-constexpr int kAbi = 10;
+constexpr int kAbi = 11;
 
 // ---- adam_ema
 

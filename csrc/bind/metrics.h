@@ -10,38 +10,40 @@ namespace {
 
 // ---- polynomial_mmd
 
-// of: values, pairs, both bases
-FixedSamples fixed_samples(const std::array<Address, 4>& of) {
-  return {at<const int16_t>(of[0]), at<const int32_t>(of[1]), {at<const float>(of[2]), at<const float>(of[3])}};
+// of: values, units, both bases
+FixedSamples fixed_samples(const std::array<Address, 4>& of, int64_t n) {
+  return {at<const int16_t>(of[0]), at<const float>(of[1]), {at<const float>(of[2]), at<const float>(of[3])}, n};
 }
 
-void polynomial_mmd_cpu(const std::array<Address, 4>& x, const std::array<Address, 4>& y, int64_t features,
-                        std::array<Address, 2> members, std::array<int64_t, 2> sizes, std::array<float, 3> factors,
-                        int degree, Address out, int threads) {
-  const PolynomialMmd mmd = {fixed_samples(x),
-                             fixed_samples(y),
-                             features,
+// sizes: samples of x and of y, features, subsets, size;  factors: gamma, middle, shift
+void polynomial_mmd_cpu(const std::array<Address, 4>& x, const std::array<Address, 4>& y, std::array<Address, 2> members,
+                        std::array<int64_t, 5> sizes, std::array<float, 3> factors, int degree, bool shared, Address out,
+                        int threads) {
+  const PolynomialMmd mmd = {fixed_samples(x, sizes[0]),
+                             fixed_samples(y, sizes[1]),
+                             sizes[2],
                              at<const int64_t>(members[0]),
                              at<const int64_t>(members[1]),
-                             sizes[0],
-                             sizes[1],
+                             sizes[3],
+                             sizes[4],
                              factors[0],
                              factors[1],
                              factors[2],
                              degree,
+                             shared,
                              at<double>(out)};
   fastgan_polynomial_mmd_cpu(&mmd, threads);
 }
 
-// addresses: x, centre, partners within the set and with the other one;  sizes: n, d, features
-ToFixed to_fixed(const std::array<Address, 4>& addresses, const std::array<int64_t, 3>& sizes, float unit) {
+// addresses: x, centre, units, partners within the set and with the other one;  sizes: n, d, features
+ToFixed to_fixed(const std::array<Address, 5>& addresses, const std::array<int64_t, 3>& sizes) {
   return {at<const float>(addresses[0]),
           at<const float>(addresses[1]),
           sizes[0],
           sizes[1],
           sizes[2],
-          unit,
-          {at<const float>(addresses[2]), at<const float>(addresses[3])}};
+          at<const float>(addresses[2]),
+          {at<const float>(addresses[3]), at<const float>(addresses[4])}};
 }
 
 void define_metrics_cpu(py::module_& m) {
@@ -56,23 +58,23 @@ void define_metrics_cpu(py::module_& m) {
   m.def(
       "fixed_range_cpu",
       [](Address x, Address centre, std::array<int64_t, 2> sizes, Address norms, Address largest, int threads) {
-        const ToFixed from = to_fixed({x, centre, 0, 0}, {sizes[0], sizes[1], 0}, 0);
+        const ToFixed from = to_fixed({x, centre, 0, 0, 0}, {sizes[0], sizes[1], 0});
         fastgan_fixed_range_cpu(&from, at<float>(norms), at<float>(largest), threads);
       },
       py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("centre"), py::arg("sizes"), py::arg("norms"),
       py::arg("largest"), py::arg("threads"));
   m.def(
       "to_fixed_cpu",
-      [](const std::array<Address, 4>& addresses, const std::array<int64_t, 3>& sizes, float unit, Address values,
-         Address pairs, Address alone, int threads) {
-        const ToFixed from = to_fixed(addresses, sizes, unit);
-        fastgan_to_fixed_cpu(&from, at<int16_t>(values), at<int32_t>(pairs), at<double>(alone), threads);
+      [](const std::array<Address, 5>& addresses, const std::array<int64_t, 3>& sizes, Address values, Address alone,
+         int threads) {
+        const ToFixed from = to_fixed(addresses, sizes);
+        fastgan_to_fixed_cpu(&from, at<int16_t>(values), at<double>(alone), threads);
       },
-      py::call_guard<py::gil_scoped_release>(), py::arg("addresses"), py::arg("sizes"), py::arg("unit"),
-      py::arg("values"), py::arg("pairs"), py::arg("alone"), py::arg("threads"));
+      py::call_guard<py::gil_scoped_release>(), py::arg("addresses"), py::arg("sizes"), py::arg("values"), py::arg("alone"),
+      py::arg("threads"));
   m.def("polynomial_mmd_here", &fastgan_polynomial_mmd_here);
   m.def("polynomial_mmd_cpu", &polynomial_mmd_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("y"),
-        py::arg("features"), py::arg("members"), py::arg("sizes"), py::arg("factors"), py::arg("degree"), py::arg("out"),
+        py::arg("members"), py::arg("sizes"), py::arg("factors"), py::arg("degree"), py::arg("shared"), py::arg("out"),
         py::arg("threads"));
 }
 

@@ -8,17 +8,20 @@ each, out: [subsets] fp64. A constant taken from all k changes nothing but the r
 
 The library multiplies matrices, subset by subset, or every pair of samples once where subsets share enough of them
 (`all_pairs`). On a CPU without AVX-512 fp32 features go in fixed point (csrc/cpu/polynomial_mmd.cpp): with a centre c
-and x_i = c + unit q_i + e_i, where q_i are integers of 15 bits,
+and x_i = c + u_i q_i + e_i, where q_i are integers of 13 bits,
 
-    x_i·y_j = c·x_i + c·y_j - c·c + unit² q_i·q_j + O(e)
+    x_i·y_j = c·x_i + c·y_j - c·c + u_i u_j q_i·q_j + O(e)
 
-so that only the product of integers needs pairs. In integers it takes half the multiplications, exactly (Winograd 1968,
-"A new algorithm for inner product", IEEE Transactions on Computers C-17):
+so that only the product of integers needs pairs, and in integers less arithmetic than a product's is exact
+(csrc/cpu/integer_products.h): 49 products for 64 (Strassen 1969, "Gaussian elimination is not optimal", Numerische
+Mathematik 13, twice over), in each half the multiplications (Winograd 1968, "A new algorithm for inner product", IEEE
+Transactions on Computers C-17):
 
     q·r = sum_k (q_2k + r_2k+1)(q_2k+1 + r_2k) - sum_k q_2k q_2k+1 - sum_k r_2k r_2k+1
 
-Rounding each feature by up to unit / 2 moves out_s by about `rounding`, and the mean over subsets by less; where
-samples lie so far out, or are so few, that this exceeds PRECISION of a kernel value, the library multiplies.
+Strassen's sums of up to four values and Winograd's of two are why 13 bits and not 16. Rounding each feature by up to
+u_i / 2 moves out_s by about `rounding`, and the mean over subsets by less; where samples lie so far out, or are so few,
+that this exceeds PRECISION of a kernel value, the library multiplies.
 """
 
 from __future__ import annotations
@@ -33,10 +36,11 @@ from torch import Tensor
 from fastgan.kernels._runtime import EXTENSION, choose
 
 ROWS, COLUMNS = 1024, 2048  # kernel values at a time: 8 MB
-MULTIPLE = 16  # features of a sample in fixed point: filled up with zeros
-LARGEST, LONGEST = 16_383, 46_000  # of a value, so that two add up in 16 bits; norm, so that products fit in 32
+MULTIPLE = 64  # features of a sample in fixed point: filled up with zeros
+LARGEST, LONGEST = 4095, 46_000  # of a value, so that eight add up in 16 bits; norm, so that products fit in 32
 PRECISION = 3e-9  # of a kernel value, of the mean over subsets
-SHARED = 2.4  # times as many pairs in fixed point as in fp32 of each pair once, in the same time
+BLOCK = 2048  # samples a side of a block of pairs, which a thread takes
+APART = 1.15  # time of a pair subset by subset, where one is 1 that belongs to many
 
 # n samples a side, features, subsets, size: test and benchmark share them
 CASES: dict[str, tuple[int, int, int, int]] = {
@@ -57,14 +61,17 @@ class Kernel:
 
 
 def polynomial_mmd(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
-    """[subsets] fp64. x: [n, d], y: [m, d] fp32 or fp64, finite; first, second: [subsets, size] int64, size >= 2."""
-    apart = 3 * first.numel() * first.shape[1]
-    together = (len(x) ** 2 + len(y) ** 2) / 1.8 + len(x) * len(y)
-    if together * SHARED >= apart and _is_fixed_point_here(x, len(first)):
+    """[subsets] fp64. x: [n, d], y: [m, d] fp32 or fp64, finite; first, second: [subsets, size] int64, size >= 2, each
+    subset of different samples."""
+    size = first.shape[1]
+    within, across = len(x) ** 2 + len(y) ** 2, len(x) * len(y)
+    shared = within / 2 + across < APART * 2 * len(first) * size**2
+    if _is_fixed_point_here(x, _blocks(x, y) if shared else len(first)):
         fixed = fixed_point(x, y, kernel, *first.shape)
         if fixed is not None:
-            return native(fixed, first, second, kernel)
-    return reference(x, y, first, second, kernel, together < 1.1 * apart)
+            return native(fixed, first, second, kernel, shared)
+    # Of a square that is symmetric the library's products take more than half.
+    return reference(x, y, first, second, kernel, within / 1.8 + across < 1.1 * 3 * len(first) * size**2)
 
 
 def reference(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel, shared: bool = False) -> Tensor:
@@ -79,52 +86,62 @@ def reference(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kerne
 
 @dataclass(frozen=True)
 class Fixed:
-    """Two sets, one centre and unit. values: [n, features] int16;  pairs: [n] int32 sum_k q_2k q_2k+1
+    """Two sets about one centre. values: [n, features] int16;  units: [n] fp32
     base: [2, n] fp32, what pairs within the set and with the other one add to the product, less middle / 2:
         gamma (c·x - c·c / 2 + e·mean partner) + coef0 / 2
     """
 
     values: tuple[Tensor, Tensor]
-    pairs: tuple[Tensor, Tensor]
+    units: tuple[Tensor, Tensor]
     base: tuple[Tensor, Tensor]
-    unit: float
     middle: float
 
     def addresses(self, which: int) -> tuple[int, ...]:
         base = self.base[which]
-        return tuple(each.data_ptr() for each in (self.values[which], self.pairs[which], base[0], base[1]))
+        return tuple(each.data_ptr() for each in (self.values[which], self.units[which], base[0], base[1]))
 
 
-def _is_fixed_point_here(x: Tensor, subsets: int) -> bool:
-    """A thread takes whole subsets: with fewer of them than threads the library is as fast."""
+def _blocks(x: Tensor, y: Tensor) -> int:
+    """Of pairs within and across."""
+    sides = sum(math.ceil(len(z) / BLOCK) for z in (x, y))
+    return sides * (sides + 1) // 2
+
+
+def _is_fixed_point_here(x: Tensor, parts: int) -> bool:
+    """A thread takes whole parts: with fewer of them than threads the library is as fast."""
     return (
         x.dtype == torch.float32
         and choose("polynomial_mmd", x.device).native
         and EXTENSION.module.polynomial_mmd_here()
-        and subsets >= torch.get_num_threads()
+        and parts >= torch.get_num_threads()
     )
 
 
 def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, subsets: int, size: int) -> Fixed | None:
-    """Both sets in one unit around one centre; None where rounding might show in the mean over subsets."""
+    """Both sets about one centre; None where rounding might show in the mean over subsets."""
     x, y = x.contiguous(), y.contiguous()
     means = x.mean(0), y.mean(0)
-    centre = (means[0] + means[1]) / 2  # any will do; the nearer to all samples, the finer the unit
-    norms, largest = (torch.cat(each) for each in zip(_range(x, centre), _range(y, centre), strict=True))
-    unit = max(float(largest.amax()) / LARGEST, float(norms.amax().sqrt()) / LONGEST) or 1.0
-    typical = abs(kernel.coef0) + abs(kernel.gamma) * float(norms.mean() + centre.square().sum())
-    error = rounding(unit, float(norms.mean().sqrt()), kernel, size) / math.sqrt(subsets)
+    centre = (means[0] + means[1]) / 2  # any will do; the nearer to all samples, the finer the units
+    ranges = _range(x, centre), _range(y, centre)
+    units = tuple(torch.maximum(largest / LARGEST, norms.sqrt() / LONGEST) for norms, largest in ranges)
+    norm = torch.cat([norms for norms, _ in ranges]).double().mean()
+    unit = torch.cat(units).double().square().mean().sqrt()
+    typical = abs(kernel.coef0) + abs(kernel.gamma) * float(norm + centre.double().square().sum())
+    # Subsets that share pairs share their roundings.
+    apart = min(subsets, len(x) * len(y) / size**2)
+    error = rounding(float(unit), float(norm.sqrt()), kernel, size) / math.sqrt(apart)
     if not error <= PRECISION * typical < math.inf:
         return None
+    units = tuple(each.masked_fill(each == 0, 1.0) for each in units)
     own, other = means[0] - centre, means[1] - centre
-    made = _integers(x, centre, unit, own, other), _integers(y, centre, unit, other, own)
-    values, pairs, alone = zip(*made, strict=True)
+    made = _integers(x, centre, units[0], own, other), _integers(y, centre, units[1], other, own)
+    values, alone = zip(*made, strict=True)
     # A rounding that all partners see alike is made good; what they see differently is small, and means out.
     beyond = centre.double().square().sum() / 2
     base = [(each[0] + each[1:] - beyond) * kernel.gamma + kernel.coef0 / 2 for each in alone]
     half = torch.cat(base, 1).mean()
     rest = tuple((each - half).float() for each in base)
-    return Fixed(values, pairs, rest, unit, 2 * float(half))  # type: ignore[arg-type]
+    return Fixed(values, units, rest, 2 * float(half))  # type: ignore[arg-type]
 
 
 def rounding(unit: float, norm: float, kernel: Kernel, size: int) -> float:
@@ -144,29 +161,29 @@ def _range(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     return norms, largest
 
 
-def _integers(x: Tensor, centre: Tensor, unit: float, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and pairs as in Fixed, and [3, n] fp64: c·x, e·own, e·other. own, other: [d] means less the centre."""
+def _integers(x: Tensor, centre: Tensor, units: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Values as in Fixed, and [3, n] fp64: c·x, e·own, e·other. own, other: [d] means less the centre."""
     n, d = x.shape
     values = torch.empty((n, -(-d // MULTIPLE) * MULTIPLE), dtype=torch.int16)
-    pairs, alone = torch.empty(n, dtype=torch.int32), torch.empty((3, n), dtype=torch.float64)
-    addresses = tuple(each.data_ptr() for each in (x, centre, own, other))
-    made = tuple(each.data_ptr() for each in (values, pairs, alone))
-    EXTENSION.module.to_fixed_cpu(addresses, (n, d, values.shape[1]), unit, *made, torch.get_num_threads())
-    return values, pairs, alone
+    alone = torch.empty((3, n), dtype=torch.float64)
+    addresses = tuple(each.data_ptr() for each in (x, centre, units, own, other))
+    made = values.data_ptr(), alone.data_ptr()
+    EXTENSION.module.to_fixed_cpu(addresses, (n, d, values.shape[1]), *made, torch.get_num_threads())
+    return values, alone
 
 
-def native(fixed: Fixed, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
-    """By our C++: one thread a subset, the same bits with any number of them."""
+def native(fixed: Fixed, first: Tensor, second: Tensor, kernel: Kernel, shared: bool = False) -> Tensor:
+    """By our C++, every pair of samples once where `shared`; the same bits with any number of threads."""
     out = torch.empty(len(first), dtype=torch.float64)
     first, second = first.contiguous(), second.contiguous()
     EXTENSION.module.polynomial_mmd_cpu(
         fixed.addresses(0),
         fixed.addresses(1),
-        fixed.values[0].shape[1],
         (first.data_ptr(), second.data_ptr()),
-        tuple(first.shape),
-        (kernel.gamma * fixed.unit**2, fixed.middle, fixed.middle**kernel.degree),
+        (*(len(values) for values in fixed.values), fixed.values[0].shape[1], *first.shape),
+        (kernel.gamma, fixed.middle, fixed.middle**kernel.degree),
         kernel.degree,
+        shared,
         out.data_ptr(),
         torch.get_num_threads(),
     )

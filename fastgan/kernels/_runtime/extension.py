@@ -14,7 +14,7 @@ from typing import Any
 # that torch.set_num_threads governs both and there is one pool of threads.
 import torch  # noqa: F401
 
-ABI = 10  # of csrc/bind.cpp
+ABI = 11  # of csrc/bind.cpp
 PACKAGE = Path(__file__).resolve().parents[2]
 
 

@@ -1,0 +1,254 @@
+// Inner products of all pairs of two groups of samples in integers of 13 bits, modulo 2^32: seven products for eight, twice over
+// (Strassen 1969, "Gaussian elimination is not optimal"), and in each of the 49 half the multiplications (Winograd 1968, "A
+// new algorithm for inner product"). Both are exact in integers, and what overflows on the way does not matter.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "avx2.h"
+
+#ifdef FASTGAN_AVX2
+namespace fastgan {
+namespace {
+
+constexpr int64_t kPanel = 16, kStep = 4, kStepBytes = 128;
+constexpr int64_t kBlock = 128;  // features: some panels of as many stay in the first cache
+constexpr int64_t kRows = 4;     // of a product that stay in registers
+constexpr int64_t kTile = kPanel * kPanel;
+constexpr int kOperands = 49, kParts = 16;
+
+// A group's samples are cut into quarters, and so are their features. A part, a quarter of features of a quarter of samples, lies in
+// panels of 16 samples and blocks of features: [block][panel][step][2][16] pairs of values, where a step is four features, of which
+// the even ones (q[4s], q[4s + 2]) come first and the odd ones (q[4s + 1], q[4s + 3]) after.
+struct GroupLayout {
+  int64_t features;  // a multiple of 64
+  int64_t panels;    // of a quarter
+
+  int64_t quarter() const { return panels * kPanel; }
+  int64_t samples() const { return 4 * quarter(); }
+  int64_t part_features() const { return features / 4; }
+  int64_t part_bytes() const { return quarter() * part_features() * int64_t(sizeof(int16_t)); }
+  int64_t products() const { return quarter() * quarter(); }  // of two parts
+  int64_t blocks() const { return (part_features() + kBlock - 1) / kBlock; }
+  int64_t length(int64_t block) const { return std::min(kBlock, part_features() - block * kBlock); }
+  // Where a panel's features of a block begin.
+  int64_t at(int64_t block, int64_t panel) const {
+    return (block * kBlock * panels + panel * length(block)) * kPanel * int64_t(sizeof(int16_t));
+  }
+};
+
+// Strassen's seven products M of a = [a11 a12; a21 a22] and the transpose of b = [b11 b12; b21 b22], rows of samples and columns of
+// features: factors of a11, a12, a21, a22 in each, of b11, b12, b21, b22, and of M in c11, c12, c21, c22.
+using Factors = int8_t[7][4];
+constexpr Factors kLeft = {{1, 0, 0, 1}, {0, 0, 1, 1}, {1, 0, 0, 0}, {0, 0, 0, 1}, {1, 1, 0, 0}, {-1, 0, 1, 0}, {0, 1, 0, -1}};
+constexpr Factors kRight = {{1, 0, 0, 1}, {1, 0, 0, 0}, {0, 0, 1, -1}, {-1, 1, 0, 0}, {0, 0, 0, 1}, {1, 0, 1, 0}, {0, 1, 0, 1}};
+constexpr Factors kOut = {{1, 0, 0, 1}, {0, 0, 1, -1}, {0, 1, 0, 1}, {1, 0, 1, 0}, {-1, 1, 0, 0}, {0, 0, 0, 1}, {1, 0, 0, 0}};
+
+// The parts that take part in one of the 49, by twice seven factors: at most four with either sign.
+struct Terms {
+  int plus[4], minus[4], pluses = 0, minuses = 0;
+
+  Terms(const Factors& factors, int operand) {
+    for (int outer = 0; outer < 4; ++outer)
+      for (int inner = 0; inner < 4; ++inner) {
+        const int sign = factors[operand / 7][outer] * factors[operand % 7][inner];
+        const int part = (outer / 2 * 2 + inner / 2) * 4 + outer % 2 * 2 + inner % 2;
+        if (sign > 0) plus[pluses++] = part;
+        if (sign < 0) minus[minuses++] = part;
+      }
+  }
+};
+
+// One side of 49 products, and what they have too much of because of it.
+struct Operands {
+  char* values;    // [49] of part_bytes()
+  int32_t* pairs;  // [16 parts of the result, by quarters of rows and columns][quarter]
+};
+
+// Sixteen features of eight samples into four steps of a panel.
+FASTGAN_AVX2 inline void pack_eight(const int16_t* const rows[8], int64_t feature, char* to) {
+  const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                              0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  __m256i r[8], two[8], four[8];
+  for (int i = 0; i < 8; ++i)
+    r[i] = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[i] + feature)), even_first);
+  for (int i = 0; i < 8; i += 2) {
+    two[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    two[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    four[i] = _mm256_unpacklo_epi64(two[i], two[i + 2]);
+    four[i + 1] = _mm256_unpackhi_epi64(two[i], two[i + 2]);
+    four[i + 2] = _mm256_unpacklo_epi64(two[i + 1], two[i + 3]);
+    four[i + 3] = _mm256_unpackhi_epi64(two[i + 1], two[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    char* const place = to + i / 2 * kStepBytes + i % 2 * kStepBytes / 2;
+    _mm256_store_si256(reinterpret_cast<__m256i*>(place), _mm256_permute2x128_si256(four[i], four[i + 4], 0x20));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(place + 2 * kStepBytes),
+                       _mm256_permute2x128_si256(four[i], four[i + 4], 0x31));
+  }
+}
+
+// A group's samples into its 16 parts, by quarters of samples and of features. rows: [samples()]
+FASTGAN_AVX2 void pack_parts(const GroupLayout& layout, const int16_t* const* rows, char* parts) {
+  for (int64_t panel = 0; panel < 4 * layout.panels; ++panel)
+    for (int64_t feature_quarter = 0; feature_quarter < 4; ++feature_quarter) {
+      char* const part = parts + (panel / layout.panels * 4 + feature_quarter) * layout.part_bytes();
+      for (int64_t block = 0; block < layout.blocks(); ++block) {
+        char* const begin = part + layout.at(block, panel % layout.panels);
+        const int64_t feature = feature_quarter * layout.part_features() + block * kBlock;
+        for (int64_t k = 0; k < layout.length(block); k += 16)
+          for (int half = 0; half < 2; ++half)
+            pack_eight(rows + panel * kPanel + 8 * half, feature + k, begin + k / kStep * kStepBytes + half * 32);
+      }
+    }
+}
+
+// The sum of some parts less the sum of others, and [quarter] the sum over k of q[2k] q[2k + 1] of each of its samples.
+template <int kPluses, int kMinuses>
+FASTGAN_AVX2 void operand(const GroupLayout& layout, const char* parts, const Terms& terms, char* to, int32_t* pairs) {
+  const __m256i* plus[kPluses];
+  const __m256i* minus[kMinuses + 1];
+  for (int i = 0; i < kPluses; ++i)
+    plus[i] = reinterpret_cast<const __m256i*>(parts + terms.plus[i] * layout.part_bytes());
+  for (int i = 0; i < kMinuses; ++i)
+    minus[i] = reinterpret_cast<const __m256i*>(parts + terms.minus[i] * layout.part_bytes());
+  auto* out = reinterpret_cast<__m256i*>(to);
+  std::memset(pairs, 0, layout.quarter() * sizeof(int32_t));
+  int64_t v = 0;
+  for (int64_t block = 0; block < layout.blocks(); ++block)
+    for (int64_t panel = 0; panel < layout.panels; ++panel) {
+      auto* const sums = reinterpret_cast<__m256i*>(pairs + panel * kPanel);
+      __m256i low = sums[0], high = sums[1];
+      for (int64_t step = 0; step < layout.length(block) / kStep; ++step, v += 4) {
+        __m256i four[4];
+        for (int i = 0; i < 4; ++i) {
+          four[i] = plus[0][v + i];
+          for (int t = 1; t < kPluses; ++t) four[i] = _mm256_add_epi16(four[i], plus[t][v + i]);
+          for (int t = 0; t < kMinuses; ++t) four[i] = _mm256_sub_epi16(four[i], minus[t][v + i]);
+          out[v + i] = four[i];
+        }
+        low = _mm256_add_epi32(low, _mm256_madd_epi16(four[0], four[2]));
+        high = _mm256_add_epi32(high, _mm256_madd_epi16(four[1], four[3]));
+      }
+      sums[0] = low;
+      sums[1] = high;
+    }
+}
+
+// own: room for [quarter]
+FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const char* parts, const Factors& factors, const Operands& made,
+                                int32_t* own) {
+  std::memset(made.pairs, 0, kParts * layout.quarter() * sizeof(int32_t));
+  for (int i = 0; i < kOperands; ++i) {
+    const Terms terms(factors, i), targets(kOut, i);
+    char* const to = made.values + i * layout.part_bytes();
+    const auto make = terms.pluses == 4    ? operand<4, 0>
+                      : terms.minuses == 2 ? operand<2, 2>
+                      : terms.pluses == 2  ? operand<2, 0>
+                      : terms.minuses == 1 ? operand<1, 1>
+                                           : operand<1, 0>;
+    make(layout, parts, terms, to, own);
+    for (int t = 0; t < targets.pluses; ++t)
+      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[targets.plus[t] * layout.quarter() + s] += own[s];
+    for (int t = 0; t < targets.minuses; ++t)
+      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[targets.minus[t] * layout.quarter() + s] -= own[s];
+  }
+}
+
+// c[r][0..15] (+)= sum over steps and both halves of (a_even + b_odd)(a_odd + b_even), for four rows of a.
+//
+// The sum over k of (a[2k] + b[2k + 1])(a[2k + 1] + b[2k]) is a . b and what depends on a and on b alone, Operands::pairs. The
+// additions can go to any of four units, products to two. In assembly, for GCC 12 keeps two of eight sums in memory.
+// steps: a multiple of four.
+FASTGAN_AVX2 void row_products(const char* b, const char* a, int64_t steps, const char* next, int32_t* c, bool add) {
+  auto* const to = reinterpret_cast<__m256i*>(c);
+  __m256i s00, s01, s10, s11, s20, s21, s30, s31;
+  s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = _mm256_setzero_si256();
+  if (add) {
+    s00 = to[0], s01 = to[1], s10 = to[2], s11 = to[3];
+    s20 = to[4], s21 = to[5], s30 = to[6], s31 = to[7];
+  }
+#define FASTGAN_ROW(AT, R, LEFT, RIGHT)                \
+  "vpbroadcastd " #AT "+4*" #R "(%[a]), %%ymm12\n"     \
+  "vpbroadcastd " #AT "+64+4*" #R "(%[a]), %%ymm13\n"  \
+  "vpaddw %%ymm12, %%ymm9, %%ymm14\n"                  \
+  "vpaddw %%ymm13, %%ymm8, %%ymm15\n"                  \
+  "vpaddw %%ymm12, %%ymm11, %%ymm12\n"                 \
+  "vpaddw %%ymm13, %%ymm10, %%ymm13\n"                 \
+  "vpmaddwd %%ymm14, %%ymm15, %%ymm14\n"               \
+  "vpmaddwd %%ymm12, %%ymm13, %%ymm12\n"               \
+  "vpaddd %%ymm14, %[" #LEFT "], %[" #LEFT "]\n"       \
+  "vpaddd %%ymm12, %[" #RIGHT "], %[" #RIGHT "]\n"
+#define FASTGAN_STEP(AT)                 \
+  "vmovdqa " #AT "(%[b]), %%ymm8\n"      \
+  "vmovdqa " #AT "+32(%[b]), %%ymm10\n"  \
+  "vmovdqa " #AT "+64(%[b]), %%ymm9\n"   \
+  "vmovdqa " #AT "+96(%[b]), %%ymm11\n"  \
+  FASTGAN_ROW(AT, 0, s00, s01) FASTGAN_ROW(AT, 1, s10, s11) FASTGAN_ROW(AT, 2, s20, s21) FASTGAN_ROW(AT, 3, s30, s31)
+  asm(".p2align 5\n"
+      "1:\n"
+      FASTGAN_STEP(0)
+      "prefetcht0 (%[next])\n"
+      FASTGAN_STEP(128) FASTGAN_STEP(256)
+      "prefetcht0 64(%[next])\n"
+      FASTGAN_STEP(384)
+      "add $128, %[next]\n"
+      "add $512, %[b]\n"
+      "add $512, %[a]\n"
+      "sub $4, %[steps]\n"
+      "jnz 1b\n"
+      : [a] "+r"(a), [b] "+r"(b), [steps] "+r"(steps), [next] "+r"(next), [s00] "+x"(s00), [s01] "+x"(s01),
+        [s10] "+x"(s10), [s11] "+x"(s11), [s20] "+x"(s20), [s21] "+x"(s21), [s30] "+x"(s30), [s31] "+x"(s31)
+      :
+      : "ymm8", "ymm9", "ymm10", "ymm11", "ymm12", "ymm13", "ymm14", "ymm15", "cc", "memory");
+#undef FASTGAN_STEP
+#undef FASTGAN_ROW
+  to[0] = s00, to[1] = s01, to[2] = s10, to[3] = s11;
+  to[4] = s20, to[5] = s21, to[6] = s30, to[7] = s31;
+}
+
+// [panel of b][panel of a][16][16]
+FASTGAN_AVX2 void part_products(const GroupLayout& layout, const char* a, const char* b, int32_t* out) {
+  const int64_t panels = layout.panels;
+  for (int64_t block = 0; block < layout.blocks(); ++block) {
+    const int64_t steps = layout.length(block) / kStep, bytes = steps * kStepBytes;
+    const char *const rows = a + layout.at(block, 0), *const columns = b + layout.at(block, 0);
+    for (int64_t j = 0; j < panels; ++j)
+      for (int64_t i = 0; i < panels; ++i) {
+        // The next panel of b, and for the next block one of a.
+        const char* const next = i == 0 ? columns + (j + 1) * bytes : rows + (panels + j) * bytes;
+        int32_t* const tile = out + (j * panels + i) * kTile;
+        for (int64_t r = 0; r < kPanel; r += kRows)
+          row_products(columns + j * bytes, rows + i * bytes + 4 * r, steps, next + r / kRows * steps * 32, tile + r * kPanel,
+                       block > 0);
+      }
+  }
+}
+
+template <bool kMinus>
+FASTGAN_AVX2 void accumulate(const int32_t* from, int64_t count, int32_t* to) {
+  const auto* const x = reinterpret_cast<const __m256i*>(from);
+  auto* const y = reinterpret_cast<__m256i*>(to);
+  for (int64_t i = 0; i < count / 8; ++i) y[i] = kMinus ? _mm256_sub_epi32(y[i], x[i]) : _mm256_add_epi32(y[i], x[i]);
+}
+
+// All products of two groups, and the pairs of both. out: [16 parts of the result][panel of b][panel of a][16][16]; one: room
+// for a part
+FASTGAN_AVX2 void group_products(const GroupLayout& layout, const Operands& a, const Operands& b, int32_t* out, int32_t* one) {
+  const int64_t count = layout.products();
+  std::memset(out, 0, kParts * count * sizeof(int32_t));
+  for (int i = 0; i < kOperands; ++i) {
+    part_products(layout, a.values + i * layout.part_bytes(), b.values + i * layout.part_bytes(), one);
+    const Terms targets(kOut, i);
+    for (int t = 0; t < targets.pluses; ++t) accumulate<false>(one, count, out + targets.plus[t] * count);
+    for (int t = 0; t < targets.minuses; ++t) accumulate<true>(one, count, out + targets.minus[t] * count);
+  }
+}
+
+}  // namespace
+}  // namespace fastgan
+#endif
