@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "avx2.h"
+#include "large_pages.h"
 #include "polynomial_mmd.h"
 
 #ifdef FASTGAN_AVX2
@@ -77,6 +78,7 @@ void fastgan_fixed_range_cpu(const ToFixed* from, float* norms, float* largest, 
 }
 
 void fastgan_to_fixed_cpu(const ToFixed* from, int16_t* values, double* alone, int threads) {
+  in_large_pages(values, from->n * from->features * int64_t(sizeof(int16_t)));
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < from->n; ++i) to_fixed(*from, i, values, alone);
 }

@@ -163,7 +163,8 @@ FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const char* parts, co
 //
 // The sum over k of (a[2k] + b[2k + 1])(a[2k + 1] + b[2k]) is a . b and what depends on a and on b alone, Operands::pairs. The
 // additions can go to any of four units, products to two. In assembly, for GCC 12 keeps two of eight sums in memory.
-// steps: a multiple of four.
+// steps: a multiple of four;  next: memory to have at hand next, 32 bytes a step
+template <bool kNext>
 FASTGAN_AVX2 void row_products(const char* b, const char* a, int64_t steps, const char* next, int32_t* c, bool add) {
   auto* const to = reinterpret_cast<__m256i*>(c);
   __m256i s00, s01, s10, s11, s20, s21, s30, s31;
@@ -189,26 +190,33 @@ FASTGAN_AVX2 void row_products(const char* b, const char* a, int64_t steps, cons
   "vmovdqa " #AT "+64(%[b]), %%ymm9\n"   \
   "vmovdqa " #AT "+96(%[b]), %%ymm11\n"  \
   FASTGAN_ROW(AT, 0, s00, s01) FASTGAN_ROW(AT, 1, s10, s11) FASTGAN_ROW(AT, 2, s20, s21) FASTGAN_ROW(AT, 3, s30, s31)
-  asm(".p2align 5\n"
-      "1:\n"
-      FASTGAN_STEP(0)
-      "prefetcht0 (%[next])\n"
-      FASTGAN_STEP(128) FASTGAN_STEP(256)
-      "prefetcht0 64(%[next])\n"
-      FASTGAN_STEP(384)
-      "add $128, %[next]\n"
-      "add $512, %[b]\n"
-      "add $512, %[a]\n"
-      "sub $4, %[steps]\n"
-      "jnz 1b\n"
-      : [a] "+r"(a), [b] "+r"(b), [steps] "+r"(steps), [next] "+r"(next), [s00] "+x"(s00), [s01] "+x"(s01),
-        [s10] "+x"(s10), [s11] "+x"(s11), [s20] "+x"(s20), [s21] "+x"(s21), [s30] "+x"(s30), [s31] "+x"(s31)
-      :
-      : "ymm8", "ymm9", "ymm10", "ymm11", "ymm12", "ymm13", "ymm14", "ymm15", "cc", "memory");
+#define FASTGAN_LOOP(FIRST, SECOND, NEXT)                                                                           \
+  asm(".p2align 5\n"                                                                                                \
+      "1:\n" FASTGAN_STEP(0) FIRST FASTGAN_STEP(128) FASTGAN_STEP(256) SECOND FASTGAN_STEP(384) NEXT                \
+      "add $512, %[b]\n"                                                                                            \
+      "add $512, %[a]\n"                                                                                            \
+      "sub $4, %[steps]\n"                                                                                          \
+      "jnz 1b\n"                                                                                                    \
+      : [a] "+r"(a), [b] "+r"(b), [steps] "+r"(steps), [next] "+r"(next), [s00] "+x"(s00), [s01] "+x"(s01),         \
+        [s10] "+x"(s10), [s11] "+x"(s11), [s20] "+x"(s20), [s21] "+x"(s21), [s30] "+x"(s30), [s31] "+x"(s31)        \
+      :                                                                                                             \
+      : "ymm8", "ymm9", "ymm10", "ymm11", "ymm12", "ymm13", "ymm14", "ymm15", "cc", "memory")
+  if (kNext)
+    FASTGAN_LOOP("prefetcht0 (%[next])\n", "prefetcht0 64(%[next])\n", "add $128, %[next]\n");
+  else
+    FASTGAN_LOOP("", "", "");
+#undef FASTGAN_LOOP
 #undef FASTGAN_STEP
 #undef FASTGAN_ROW
   to[0] = s00, to[1] = s01, to[2] = s10, to[3] = s11;
   to[4] = s20, to[5] = s21, to[6] = s30, to[7] = s31;
+}
+
+// A tile, [16 samples of a][16 of b].
+template <bool kNext>
+FASTGAN_AVX2 void tile_products(const char* b, const char* a, int64_t steps, const char* next, int32_t* tile, bool add) {
+  for (int64_t r = 0; r < kPanel; r += kRows, a += 4 * kRows, next += steps * 32, tile += kRows * kPanel)
+    row_products<kNext>(b, a, steps, next, tile, add);
 }
 
 // [panel of b][panel of a][16][16]
@@ -216,15 +224,17 @@ FASTGAN_AVX2 void part_products(const GroupLayout& layout, const char* a, const 
   const int64_t panels = layout.panels;
   for (int64_t block = 0; block < layout.blocks(); ++block) {
     const int64_t steps = layout.length(block) / kStep, bytes = steps * kStepBytes;
-    const char *const rows = a + layout.at(block, 0), *const columns = b + layout.at(block, 0);
-    for (int64_t j = 0; j < panels; ++j)
-      for (int64_t i = 0; i < panels; ++i) {
-        // The next panel of b, and for the next block one of a.
-        const char* const next = i == 0 ? columns + (j + 1) * bytes : rows + (panels + j) * bytes;
-        int32_t* const tile = out + (j * panels + i) * kTile;
-        for (int64_t r = 0; r < kPanel; r += kRows)
-          row_products(columns + j * bytes, rows + i * bytes + 4 * r, steps, next + r / kRows * steps * 32, tile + r * kPanel,
-                       block > 0);
+    const char *const rows = a + layout.at(block, 0), *column = b + layout.at(block, 0);
+    int32_t* tile = out;
+    for (int64_t j = 0; j < panels; ++j, column += bytes)
+      for (int64_t i = 0; i < panels; ++i, tile += kTile) {
+        const char* const row = rows + i * bytes;
+        if (i == 0)  // meanwhile the next panel of b
+          tile_products<true>(column, row, steps, column + bytes, tile, block > 0);
+        else if (i == 1)  // one of a for the next block
+          tile_products<true>(column, row, steps, rows + (panels + j) * bytes, tile, block > 0);
+        else
+          tile_products<false>(column, row, steps, column, tile, block > 0);
       }
   }
 }

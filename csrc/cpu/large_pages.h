@@ -1,5 +1,5 @@
-// Memory for one computation, with anything in it, in large pages where the system has them: a page fault costs as much as a copy of the
-// page, and a matrix of 1000 rows has 2000 pages of the usual size.
+// Memory in large pages where the system has them: a page fault costs as much as a copy of the page, and a matrix of 1000
+// rows has 2000 pages of the usual size.
 #pragma once
 
 #include <cstdint>
@@ -12,18 +12,28 @@
 namespace fastgan {
 namespace {
 
+constexpr int64_t kLargePage = 1 << 21;
+
+// Advice for memory that nothing was written to yet; nothing depends on it.
+inline void in_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const auto begin = (reinterpret_cast<intptr_t>(memory) + kLargePage - 1) / kLargePage * kLargePage;
+  const auto end = (reinterpret_cast<intptr_t>(memory) + bytes) / kLargePage * kLargePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// For one computation, with anything in it.
 template <typename T>
 class LargePages {
  public:
   explicit LargePages(int64_t count) {
-    constexpr int64_t page = 1 << 21;
+    constexpr int64_t page = kLargePage;
     const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     const int64_t whole = bytes < page ? (bytes + 63) / 64 * 64 : (bytes + page - 1) / page * page;
     memory_ = std::aligned_alloc(bytes < page ? 64 : page, whole);
     if (!memory_) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (bytes >= page) madvise(memory_, whole, MADV_HUGEPAGE);  // advice: nothing depends on it
-#endif
+    if (bytes >= page) in_large_pages(memory_, whole);
   }
   ~LargePages() { std::free(memory_); }
   LargePages(const LargePages&) = delete;
