@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kPanel = 16, kStep = 4, kStepBytes = 128;
 constexpr int64_t kBlock = 128;  // features: some panels of as many stay in the first cache
+constexpr int64_t kSlice = 64;   // features of all parts that stay in the first cache while operands are made of them
+constexpr int64_t kSliceBytes = kSlice / kStep * kStepBytes;
 constexpr int64_t kRows = 4;     // of a product that stay in registers
 constexpr int64_t kTile = kPanel * kPanel;
 constexpr int kOperands = 49, kParts = 16;
@@ -48,18 +50,24 @@ constexpr Factors kOut = {{1, 0, 0, 1}, {0, 0, 1, -1}, {0, 1, 0, 1}, {1, 0, 1, 0
 
 // The parts that take part in one of the 49, by twice seven factors: at most four with either sign.
 struct Terms {
-  int plus[4], minus[4], pluses = 0, minuses = 0;
+  int plus[4] = {}, minus[4] = {}, pluses = 0, minuses = 0;
+};
 
-  Terms(const Factors& factors, int operand) {
-    for (int outer = 0; outer < 4; ++outer)
-      for (int inner = 0; inner < 4; ++inner) {
-        const int sign = factors[operand / 7][outer] * factors[operand % 7][inner];
-        const int part = (outer / 2 * 2 + inner / 2) * 4 + outer % 2 * 2 + inner % 2;
-        if (sign > 0) plus[pluses++] = part;
-        if (sign < 0) minus[minuses++] = part;
-      }
+struct AllTerms {
+  Terms of[kOperands];
+
+  explicit constexpr AllTerms(const Factors& factors) : of{} {
+    for (int i = 0; i < kOperands; ++i)
+      for (int outer = 0; outer < 4; ++outer)
+        for (int inner = 0; inner < 4; ++inner) {
+          const int sign = factors[i / 7][outer] * factors[i % 7][inner];
+          const int part = (outer / 2 * 2 + inner / 2) * 4 + outer % 2 * 2 + inner % 2;
+          if (sign > 0) of[i].plus[of[i].pluses++] = part;
+          if (sign < 0) of[i].minus[of[i].minuses++] = part;
+        }
   }
 };
+constexpr AllTerms kLeftTerms(kLeft), kRightTerms(kRight), kOutTerms(kOut);
 
 // One side of 49 products, and what they have too much of because of it.
 struct Operands {
@@ -92,70 +100,66 @@ FASTGAN_AVX2 inline void pack_eight(const int16_t* const rows[8], int64_t featur
   }
 }
 
-// A group's samples into its 16 parts, by quarters of samples and of features. rows: [samples()]
-FASTGAN_AVX2 void pack_parts(const GroupLayout& layout, const int16_t* const* rows, char* parts) {
-  for (int64_t panel = 0; panel < 4 * layout.panels; ++panel)
-    for (int64_t feature_quarter = 0; feature_quarter < 4; ++feature_quarter) {
-      char* const part = parts + (panel / layout.panels * 4 + feature_quarter) * layout.part_bytes();
-      for (int64_t block = 0; block < layout.blocks(); ++block) {
-        char* const begin = part + layout.at(block, panel % layout.panels);
-        const int64_t feature = feature_quarter * layout.part_features() + block * kBlock;
-        for (int64_t k = 0; k < layout.length(block); k += 16)
-          for (int half = 0; half < 2; ++half)
-            pack_eight(rows + panel * kPanel + 8 * half, feature + k, begin + k / kStep * kStepBytes + half * 32);
-      }
-    }
-}
-
-// The sum of some parts less the sum of others, and [quarter] the sum over k of q[2k] q[2k + 1] of each of its samples.
+// A slice, some features of a panel of each of the 16 parts: the sum of some parts less the sum of others. sums: [panel] to which
+// the sums over k of q[2k] q[2k + 1] are added.
 template <int kPluses, int kMinuses>
-FASTGAN_AVX2 void operand(const GroupLayout& layout, const char* parts, const Terms& terms, char* to, int32_t* pairs) {
+FASTGAN_AVX2 void operand(const char* slices, const Terms& terms, int64_t steps, char* to, int32_t* sums) {
   const __m256i* plus[kPluses];
   const __m256i* minus[kMinuses + 1];
-  for (int i = 0; i < kPluses; ++i)
-    plus[i] = reinterpret_cast<const __m256i*>(parts + terms.plus[i] * layout.part_bytes());
-  for (int i = 0; i < kMinuses; ++i)
-    minus[i] = reinterpret_cast<const __m256i*>(parts + terms.minus[i] * layout.part_bytes());
-  auto* out = reinterpret_cast<__m256i*>(to);
-  std::memset(pairs, 0, layout.quarter() * sizeof(int32_t));
-  int64_t v = 0;
-  for (int64_t block = 0; block < layout.blocks(); ++block)
-    for (int64_t panel = 0; panel < layout.panels; ++panel) {
-      auto* const sums = reinterpret_cast<__m256i*>(pairs + panel * kPanel);
-      __m256i low = sums[0], high = sums[1];
-      for (int64_t step = 0; step < layout.length(block) / kStep; ++step, v += 4) {
-        __m256i four[4];
-        for (int i = 0; i < 4; ++i) {
-          four[i] = plus[0][v + i];
-          for (int t = 1; t < kPluses; ++t) four[i] = _mm256_add_epi16(four[i], plus[t][v + i]);
-          for (int t = 0; t < kMinuses; ++t) four[i] = _mm256_sub_epi16(four[i], minus[t][v + i]);
-          out[v + i] = four[i];
-        }
-        low = _mm256_add_epi32(low, _mm256_madd_epi16(four[0], four[2]));
-        high = _mm256_add_epi32(high, _mm256_madd_epi16(four[1], four[3]));
-      }
-      sums[0] = low;
-      sums[1] = high;
+  for (int i = 0; i < kPluses; ++i) plus[i] = reinterpret_cast<const __m256i*>(slices + terms.plus[i] * kSliceBytes);
+  for (int i = 0; i < kMinuses; ++i) minus[i] = reinterpret_cast<const __m256i*>(slices + terms.minus[i] * kSliceBytes);
+  auto *const out = reinterpret_cast<__m256i*>(to), *const pairs = reinterpret_cast<__m256i*>(sums);
+  __m256i low = pairs[0], high = pairs[1];
+  for (int64_t v = 0; v < 4 * steps; v += 4) {
+    __m256i four[4];
+    for (int i = 0; i < 4; ++i) {
+      four[i] = plus[0][v + i];
+      for (int t = 1; t < kPluses; ++t) four[i] = _mm256_add_epi16(four[i], plus[t][v + i]);
+      for (int t = 0; t < kMinuses; ++t) four[i] = _mm256_sub_epi16(four[i], minus[t][v + i]);
+      out[v + i] = four[i];
     }
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(four[0], four[2]));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(four[1], four[3]));
+  }
+  pairs[0] = low;
+  pairs[1] = high;
 }
 
-// own: room for [quarter]
-FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const char* parts, const Factors& factors, const Operands& made,
-                                int32_t* own) {
+FASTGAN_AVX2 void one_operand(const char* slices, const Terms& terms, int64_t steps, char* to, int32_t* sums) {
+  const auto make = terms.pluses == 4    ? operand<4, 0>
+                    : terms.minuses == 2 ? operand<2, 2>
+                    : terms.pluses == 2  ? operand<2, 0>
+                    : terms.minuses == 1 ? operand<1, 1>
+                                         : operand<1, 0>;
+  make(slices, terms, steps, to, sums);
+}
+
+// rows: [samples()] of a group;  slices: room for [16] of kSliceBytes;  own: for [49][quarter]
+FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const* rows, const AllTerms& terms,
+                                const Operands& made, char* slices, int32_t* own) {
+  std::memset(own, 0, kOperands * layout.quarter() * sizeof(int32_t));
+  for (int64_t panel = 0; panel < layout.panels; ++panel)
+    for (int64_t block = 0; block < layout.blocks(); ++block)
+      for (int64_t k = 0; k < layout.length(block); k += kSlice) {
+        const int64_t features = std::min(kSlice, layout.length(block) - k);
+        for (int64_t part = 0; part < kParts; ++part)
+          for (int half = 0; half < 2; ++half)
+            for (int64_t f = 0; f < features; f += 16)
+              pack_eight(rows + part / 4 * layout.quarter() + panel * kPanel + 8 * half,
+                         part % 4 * layout.part_features() + block * kBlock + k + f,
+                         slices + part * kSliceBytes + f / kStep * kStepBytes + half * 32);
+        const int64_t place = layout.at(block, panel) + k / kStep * kStepBytes;
+        for (int i = 0; i < kOperands; ++i)
+          one_operand(slices, terms.of[i], features / kStep, made.values + i * layout.part_bytes() + place,
+                      own + i * layout.quarter() + panel * kPanel);
+      }
   std::memset(made.pairs, 0, kParts * layout.quarter() * sizeof(int32_t));
-  for (int i = 0; i < kOperands; ++i) {
-    const Terms terms(factors, i), targets(kOut, i);
-    char* const to = made.values + i * layout.part_bytes();
-    const auto make = terms.pluses == 4    ? operand<4, 0>
-                      : terms.minuses == 2 ? operand<2, 2>
-                      : terms.pluses == 2  ? operand<2, 0>
-                      : terms.minuses == 1 ? operand<1, 1>
-                                           : operand<1, 0>;
-    make(layout, parts, terms, to, own);
-    for (int t = 0; t < targets.pluses; ++t)
-      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[targets.plus[t] * layout.quarter() + s] += own[s];
-    for (int t = 0; t < targets.minuses; ++t)
-      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[targets.minus[t] * layout.quarter() + s] -= own[s];
+  for (int i = 0; i < kOperands; ++i, own += layout.quarter()) {
+    const Terms& to = kOutTerms.of[i];
+    for (int t = 0; t < to.pluses; ++t)
+      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[to.plus[t] * layout.quarter() + s] += own[s];
+    for (int t = 0; t < to.minuses; ++t)
+      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[to.minus[t] * layout.quarter() + s] -= own[s];
   }
 }
 
@@ -253,7 +257,7 @@ FASTGAN_AVX2 void group_products(const GroupLayout& layout, const Operands& a, c
   std::memset(out, 0, kParts * count * sizeof(int32_t));
   for (int i = 0; i < kOperands; ++i) {
     part_products(layout, a.values + i * layout.part_bytes(), b.values + i * layout.part_bytes(), one);
-    const Terms targets(kOut, i);
+    const Terms& targets = kOutTerms.of[i];
     for (int t = 0; t < targets.pluses; ++t) accumulate<false>(one, count, out + targets.plus[t] * count);
     for (int t = 0; t < targets.minuses; ++t) accumulate<true>(one, count, out + targets.minus[t] * count);
   }

@@ -114,7 +114,7 @@ class Worker {
  public:
   Worker(const PolynomialMmd& mmd, const Cut& cut)
       : mmd_(mmd), cut_(cut), layout_(cut.layout), left_(layout_, cut.kept), right_(layout_, 1),
-        parts_(kParts * layout_.part_bytes()), rows_(layout_.samples()), own_(layout_.quarter()),
+        slices_(kParts * kSliceBytes), rows_(layout_.samples()), own_(kOperands * layout_.quarter()),
         sums_(kParts * layout_.products()), one_(layout_.products()), values_(layout_.samples()) {}
 
   // Adds to sums [subsets] those of k over the pairs of block `row` of x with block `column` of y that are in a subset; of a side
@@ -124,11 +124,11 @@ class Worker {
     const int64_t first = row * cut_.kept, end = std::min(first + cut_.kept, cut_.groups(x.count));
     const int64_t from = column * cut_.kept, to = std::min(from + cut_.kept, cut_.groups(y.count));
     if (x.samples != of_ || x.chosen != chosen_ || row != row_)
-      for (int64_t i = first; i < end; ++i) pack(x, i, kLeft, left_.at(i - first));
+      for (int64_t i = first; i < end; ++i) pack(x, i, kLeftTerms, left_.at(i - first));
     of_ = x.samples, chosen_ = x.chosen, row_ = row;
     for (int64_t j = from; j < to; ++j) {
       const Group columns = right_.at(0);
-      pack(y, j, kRight, columns);
+      pack(y, j, kRightTerms, columns);
       for (int64_t i = first; i < (same ? std::min(end, j + 1) : end); ++i) {
         const Group rows = left_.at(i - first);
         group_products(layout_, rows.operands, columns.operands, sums_.begin(), one_.begin());
@@ -138,15 +138,14 @@ class Worker {
   }
 
  private:
-  void pack(const Side& from, int64_t group, const Factors& factors, const Group& to) {
+  void pack(const Side& from, int64_t group, const AllTerms& terms, const Group& to) {
     for (int64_t i = 0; i < layout_.samples(); ++i) {
       const int64_t sample = from.at(group * layout_.samples() + i);
       rows_[i] = from.samples->values + sample * layout_.features;
       to.units[i] = from.samples->units[sample];
       for (int s = 0; s < 2; ++s) to.base[s][i] = from.samples->base[s][sample];
     }
-    pack_parts(layout_, rows_.data(), parts_.begin());
-    make_operands(layout_, parts_.begin(), factors, to.operands, own_.begin());
+    make_operands(layout_, rows_.data(), terms, to.operands, slices_.begin(), own_.begin());
   }
 
   // k of one row of a group with all columns of another into values_.
@@ -208,7 +207,7 @@ class Worker {
   Cut cut_;
   GroupLayout layout_;
   Groups left_, right_;
-  LargePages<char> parts_;
+  LargePages<char> slices_;
   std::vector<const int16_t*> rows_;
   LargePages<int32_t> own_, sums_, one_;
   LargePages<float> values_;
