@@ -117,8 +117,8 @@ class Worker {
         slices_(kParts * kSliceBytes), rows_(layout_.samples()), own_(kOperands * layout_.quarter()),
         sums_(kParts * layout_.products()), one_(layout_.products()), values_(layout_.samples()) {}
 
-  // Adds to sums [subsets] those of k over the pairs of block `row` of x with block `column` of y that are in a subset; of a side
-  // with itself each pair comes in both orders, and no sample with itself.
+  // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with block `column` of y that are in a subset; of
+  // a side with itself each pair comes in both orders, and no sample with itself.
   void block(const Side& x, int64_t row, const Side& y, int64_t column, double* sums) {
     const bool same = &x == &y;
     const int64_t first = row * cut_.kept, end = std::min(first + cut_.kept, cut_.groups(x.count));
@@ -173,17 +173,16 @@ class Worker {
     }
   }
 
-  // The sum of values_ of members.
-  FASTGAN_AVX2 double among(const float* members) const {
+  // Adds the sum of values_ of members, that many times, in four parts.
+  FASTGAN_AVX2 void among(const float* members, double times, double* sum) const {
     __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int64_t i = 0; i < layout_.samples(); i += 32)  // samples: a multiple of 64
       for (int s = 0; s < 4; ++s)
         sums[s] = _mm256_fmadd_ps(_mm256_loadu_ps(members + i + 8 * s), _mm256_load_ps(values_.begin() + i + 8 * s), sums[s]);
-    float lanes[8];
-    _mm256_storeu_ps(lanes, _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
-    double sum = 0;
-    for (const float lane : lanes) sum += lane;
-    return sum;
+    const __m256 all = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+    const __m256d four =
+        _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)), _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1)));
+    _mm256_storeu_pd(sum, _mm256_fmadd_pd(four, _mm256_set1_pd(times), _mm256_loadu_pd(sum)));
   }
 
   // Sums of k, whose products sums_ has, over pairs of group i of x with group j of y.
@@ -198,7 +197,7 @@ class Worker {
       if (on_diagonal) values_.begin()[row] = 0;
       for (int64_t s = begin; s < end; ++s) {
         const int32_t subset = x.subsets[s];
-        sums[subset] += times * among(y.members + subset * y.stride + j * layout_.samples());
+        among(y.members + subset * y.stride + j * layout_.samples(), times, sums + 4 * subset);
       }
     }
   }
@@ -218,7 +217,7 @@ class Worker {
 };
 
 struct Totals {
-  double *within, *across;  // [subsets]
+  double *within, *across;  // [subsets, 4 parts]
 };
 
 // Every block of pairs of two sides: of x with x, of x with y, of y with y.
@@ -250,6 +249,8 @@ class Blocks {
   std::vector<Place> places_;
 };
 
+double total(const double* four) { return (four[0] + four[1]) + (four[2] + four[3]); }
+
 double distance(const PolynomialMmd& mmd, double within, double across) {
   const double size = double(mmd.size);
   return within / (size * (size - 1)) - 2 * across / (size * size);
@@ -267,9 +268,9 @@ void by_subsets(const PolynomialMmd& mmd, int threads) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t s = 0; s < mmd.subsets; ++s) {
       const Side x = all.side(mmd.x, mmd.first + s * mmd.size), y = all.side(mmd.y, mmd.second + s * mmd.size);
-      double within = 0, across = 0;
-      for (int64_t i = 0; i < blocks.count(); ++i) blocks.run(i, worker, x, y, {&within, &across});
-      mmd.out[s] = distance(mmd, within, across);
+      double within[4] = {}, across[4] = {};
+      for (int64_t i = 0; i < blocks.count(); ++i) blocks.run(i, worker, x, y, {within, across});
+      mmd.out[s] = distance(mmd, total(within), total(across));
     }
   }
 }
@@ -280,21 +281,22 @@ void by_pairs(const PolynomialMmd& mmd, int threads) {
   const Members in_x(mmd.first, mmd.subsets, mmd.size, mmd.x.n, cut.layout);
   const Members in_y(mmd.second, mmd.subsets, mmd.size, mmd.y.n, cut.layout);
   const Side x = in_x.side(mmd.x, nullptr), y = in_y.side(mmd.y, nullptr);
-  std::vector<double> sums(2 * blocks.count() * mmd.subsets);  // each block's own, so that they add up in one order
+  const int64_t each = 4 * mmd.subsets;
+  std::vector<double> sums(2 * blocks.count() * each);  // each block's own, so that they add up in one order
 #pragma omp parallel num_threads(threads)
   {
     Worker worker(mmd, cut);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks.count(); ++i) {
-      double* const own = sums.data() + 2 * i * mmd.subsets;
-      blocks.run(i, worker, x, y, {own, own + mmd.subsets});
+      double* const own = sums.data() + 2 * i * each;
+      blocks.run(i, worker, x, y, {own, own + each});
     }
   }
   for (int64_t s = 0; s < mmd.subsets; ++s) {
     double within = 0, across = 0;
     for (int64_t i = 0; i < blocks.count(); ++i) {
-      within += sums[2 * i * mmd.subsets + s];
-      across += sums[(2 * i + 1) * mmd.subsets + s];
+      within += total(sums.data() + 2 * i * each + 4 * s);
+      across += total(sums.data() + (2 * i + 1) * each + 4 * s);
     }
     mmd.out[s] = distance(mmd, within, across);
   }
