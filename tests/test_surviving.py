@@ -1,6 +1,6 @@
 """What may happen to a run and to its data, other than a kill: each ends in a resume to the same bits, or in one line.
 
-Kills: tests/test_soak.py. Single files of a checkpoint: tests/run/test_checkpoint.py. Ranks: tests/test_launch.py.
+Kills: tests/test_soak.py. Single files of a checkpoint: tests/run/test_checkpoint*.py. Ranks: tests/test_launch.py.
 """
 
 from __future__ import annotations

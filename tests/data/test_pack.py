@@ -1,43 +1,29 @@
-"""Packs hold what the files hold, in a keyed order, and survive being stopped anywhere."""
+"""Packs hold what the files hold, in a keyed order, with the labels that belong to them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data.packs import everything, packed
 from data.pictures import SIZE, encoded, files, picture, write_folder, write_tar, write_zip
 from PIL import Image
 
 from fastgan.cli import main
-from fastgan.data import DataOptions, ImageSet, open_images
-from fastgan.data import pack as packing
+from fastgan.data import DataOptions, open_images
 from fastgan.data.files import list_folder
 from fastgan.data.pack import ORDER_KEY, pack
-from fastgan.data.pack_format import INDEX, LABELS, REJECTED, shard_path
+from fastgan.data.pack_format import LABELS, REJECTED, shard_path
 from fastgan.data.pack_reader import verify_pack
 from fastgan.data.pack_source import PackOptions
 from fastgan.data.sampler import image_order, uniform
 from fastgan.errors import FastganError
 
 MAKERS = {"folder": write_folder, "set.zip": write_zip, "set.tar": write_tar}
-
-
-def packed(source: Path, target: Path, **options: object) -> ImageSet:
-    pack(PackOptions(str(source), str(target), **{"size": SIZE, "workers": 2, **options}))
-    assert verify_pack(target, 2)[0] == []
-    return open_images(DataOptions(path=str(target), size=SIZE, workers=2))
-
-
-def everything(images: ImageSet) -> np.ndarray:
-    return images.read(np.arange(len(images)))
 
 
 def by_hand(data: bytes) -> np.ndarray:
@@ -49,15 +35,6 @@ def by_hand(data: bytes) -> np.ndarray:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.LANCZOS) if side != SIZE else square)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "source", files())
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -173,102 +150,6 @@ def test_shards_of_which_nothing_is_left(tmp_path: Path) -> None:
     assert everything(images).std() > 0
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing between it and the test may clean up."""
-
-
-def stages(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
-    """Raises Killed at call number `at` of everything that changes the disk; returns what was called."""
-    calls: list[str] = []
-
-    def hook(module: object, name: str) -> None:
-        original = getattr(module, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            calls.append(name)
-            if len(calls) - 1 == at:
-                raise Killed
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, call)
-
-    for name in ("replace_durable", "_sync", "_put_in_place", "_without_empty"):
-        hook(packing, name)
-    hook(packing.shutil, "rmtree")
-    hook(packing.os, "replace")
-    return calls
-
-
-def test_a_stop_at_any_stage_ends_in_the_same_pack(source: Path, tmp_path: Path) -> None:
-    options = {"shard_mb": 0.006, "format": "jpeg"}
-    packed(source, tmp_path / "whole", **options)
-    whole = contents(tmp_path / "whole")
-    for at in range(100):
-        target = tmp_path / f"out{at}"
-        with pytest.MonkeyPatch.context() as patch:
-            stages(patch, at)
-            try:
-                packed(source, target, **options)
-            except Killed:
-                assert not target.exists()
-            else:
-                break
-        packed(source, target, **options)
-        assert contents(target) == whole
-        assert not target.with_name(target.name + ".tmp").exists()
-    assert at > 12
-
-
-def test_finished_shards_are_kept_and_damaged_ones_packed_again(source: Path, tmp_path: Path) -> None:
-    options, target = {"shard_mb": 0.006}, tmp_path / "out"
-    packed(source, tmp_path / "whole", **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing._Packer, "_write_tables", lambda self: (_ for _ in ()).throw(Killed()))
-        with pytest.raises(Killed):
-            packed(source, target, **options)
-    work = tmp_path / "out.tmp"
-    first, second = shard_path(work, 0), shard_path(work, 1)
-    data = bytearray(second.read_bytes())
-    data[100] ^= 1
-    second.write_bytes(data)
-    kept = first.stat().st_ino, first.stat().st_mtime_ns
-    done, _ = pack(PackOptions(str(source), str(target), size=SIZE, workers=1, **options))
-    assert 0 < done.fresh < done.found
-    assert (shard_path(target, 0).stat().st_ino, shard_path(target, 0).stat().st_mtime_ns) == kept
-    assert contents(target) == contents(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"), [({"size": 8}, "size '16', but now it is '8'"), ({"seed": 1}, "seed '0', but now it is '1'")]
-)
-def test_going_on_with_other_settings_is_refused(source: Path, tmp_path: Path, change: dict, words: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing._Packer, "_write_tables", lambda self: (_ for _ in ()).throw(Killed()))
-        with pytest.raises(Killed):
-            packed(source, tmp_path / "out")
-    with pytest.raises(FastganError, match=f"unfinished pack with {words}"):
-        packed(source, tmp_path / "out", **change)
-    with pytest.raises(FastganError, match="packing it was not finished; run the same fastgan pack"):
-        open_images(DataOptions(path=str(tmp_path / "out")))
-
-
-def test_a_finished_pack_is_not_touched(source: Path, tmp_path: Path) -> None:
-    packed(source, tmp_path / "out")
-    before = contents(tmp_path / "out")
-    assert pack(PackOptions(str(source), str(tmp_path / "out"), size=SIZE))[0].fresh == 0
-    with pytest.raises(FastganError, match="is a pack already, of other settings"):
-        pack(PackOptions(str(source), str(tmp_path / "out"), size=8))
-    assert contents(tmp_path / "out") == before
-    with pytest.raises(FastganError, match="exists and is no pack"):
-        pack(PackOptions(str(tmp_path / "out"), str(source), size=SIZE))
-
-
-def test_two_packers_do_not_share_a_folder(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.tmp" / "parts").mkdir(parents=True)
-    with packing._alone(tmp_path / "out.tmp"), pytest.raises(FastganError, match="another fastgan pack is writing"):
-        packed(source, tmp_path / "out")
-
-
 def test_labels_from_files(source: Path, tmp_path: Path) -> None:
     names = list_folder(source).names
     numbers = {name: i % 5 for i, name in enumerate(names)}
@@ -339,23 +220,6 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 
-@pytest.mark.long
-def test_kill_9_at_random_moments(tmp_path: Path) -> None:
-    content = {f"{i:04}.jpg": encoded(picture(i, 100, 100), "JPEG") for i in range(600)}
-    source = write_folder(tmp_path / "source", content)
-    options = ["--size", "32", "--shard-mb", "0.1", "--workers", "2"]
-    assert main(["pack", str(source), str(tmp_path / "whole"), *options]) == 0
-    generator, target = np.random.default_rng(0), tmp_path / "out"
-    for _ in range(40):
-        child = subprocess.Popen([sys.executable, "-m", "fastgan", "pack", str(source), str(target), *options])
-        time.sleep(generator.uniform(0.2, 1.2))
-        child.send_signal(signal.SIGKILL)
-        if child.wait() == 0:
-            break
-    assert main(["pack", str(source), str(target), *options]) == 0
-    assert contents(target) == contents(tmp_path / "whole")
-
-
 def test_labels_are_checked_when_they_are_used(source: Path, tmp_path: Path) -> None:
     packed(source, tmp_path / "out")
     values = np.load(tmp_path / "out" / LABELS)
@@ -367,21 +231,6 @@ def test_labels_are_checked_when_they_are_used(source: Path, tmp_path: Path) -> 
     with pytest.raises(FastganError, match=r"damaged labels: expected 0 to 1, got [01] to 7"):
         images.labels_of(np.array([0, 3]), out)
     assert verify_pack(tmp_path / "out", 1)[0]
-
-
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(packing.os, "fsync", full)
-    with pytest.raises(FastganError, match=r"cannot pack into .*: no space left on device; free some space"):
-        packed(source, tmp_path / "out")
-    monkeypatch.undo()
-    assert os.path.exists(tmp_path / "out.tmp" / "parts")
-    packed(source, tmp_path / "out")
-    assert (tmp_path / "out" / INDEX).exists()
 
 
 def test_shards_that_are_whole_pages_are_one_array(source: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastgan.kernels._runtime import EXTENSION, choose
-from fastgan.kernels._runtime.choice import GPU_KERNELS
+from fastgan.kernels._runtime.choice import GPU_KERNELS, NO_GPU_KERNEL
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -21,9 +21,10 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def implementation(
     request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """Ours and PyTorch's, in turn, on `device`. The op is the one that the file is called after."""
+    """Ours and PyTorch's, in turn, on `device`. The op is the one with whose name the file's begins."""
     kind: str = request.param
-    op = request.path.stem.removeprefix("test_")
+    name = request.path.stem.removeprefix("test_")
+    op = max((op for op in (*GPU_KERNELS, *NO_GPU_KERNEL) if name.startswith(op)), key=len)
     if kind == "native" and device.type == "cuda" and GPU_KERNELS[op] == "Triton":
         pytest.importorskip("triton")
     elif kind == "native" and (EXTENSION.module is None or (device.type == "cuda" and not EXTENSION.has_cuda)):
@@ -33,3 +34,13 @@ def implementation(
     assert choose(op, device).native == (kind == "native")
     yield kind
     choose.cache_clear()
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New memory is NaN, or 255 in masks, so that what is not written is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # only for what it does to new memory
+    assert torch.empty(1).isnan()
+    assert torch.empty(1).new_empty(1, dtype=torch.uint8) == 255
+    yield
+    torch.use_deterministic_algorithms(False)
