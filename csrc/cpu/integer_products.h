@@ -21,9 +21,9 @@ constexpr int64_t kRows = 4;     // of a product that stay in registers
 constexpr int64_t kTile = kPanel * kPanel;
 constexpr int kOperands = 49, kParts = 16;
 
-// A group's samples are cut into quarters, and so are their features. A part, a quarter of features of a quarter of samples, lies in
-// panels of 16 samples and blocks of features: [block][panel][step][2][16] pairs of values, where a step is four features, of which
-// the even ones (q[4s], q[4s + 2]) come first and the odd ones (q[4s + 1], q[4s + 3]) after.
+// A group's samples are cut into quarters, and so are their features. A part, a quarter of features of a quarter of samples, lies
+// in panels of 16 samples and blocks of features: [block][panel][step][2][16] pairs of values, where a step is four features, of
+// which the even ones (q[4s], q[4s + 2]) come first and the odd ones (q[4s + 1], q[4s + 3]) after.
 struct GroupLayout {
   int64_t features;  // a multiple of 64
   int64_t panels;    // of a quarter
@@ -41,8 +41,8 @@ struct GroupLayout {
   }
 };
 
-// Strassen's seven products M of a = [a11 a12; a21 a22] and the transpose of b = [b11 b12; b21 b22], rows of samples and columns of
-// features: factors of a11, a12, a21, a22 in each, of b11, b12, b21, b22, and of M in c11, c12, c21, c22.
+// Strassen's seven products M of a = [a11 a12; a21 a22] and the transpose of b = [b11 b12; b21 b22], rows of samples and columns
+// of features: factors of a11, a12, a21, a22 in each, of b11, b12, b21, b22, and of M in c11, c12, c21, c22.
 using Factors = int8_t[7][4];
 constexpr Factors kLeft = {{1, 0, 0, 1}, {0, 0, 1, 1}, {1, 0, 0, 0}, {0, 0, 0, 1}, {1, 1, 0, 0}, {-1, 0, 1, 0}, {0, 1, 0, -1}};
 constexpr Factors kRight = {{1, 0, 0, 1}, {1, 0, 0, 0}, {0, 0, 1, -1}, {-1, 1, 0, 0}, {0, 0, 0, 1}, {1, 0, 1, 0}, {0, 1, 0, 1}};
@@ -134,6 +134,14 @@ FASTGAN_AVX2 void one_operand(const char* slices, const Terms& terms, int64_t st
   make(slices, terms, steps, to, sums);
 }
 
+// to += from or to -= from; count: a multiple of eight
+template <bool kMinus>
+FASTGAN_AVX2 void accumulate(const int32_t* from, int64_t count, int32_t* to) {
+  const auto* const x = reinterpret_cast<const __m256i*>(from);
+  auto* const y = reinterpret_cast<__m256i*>(to);
+  for (int64_t i = 0; i < count / 8; ++i) y[i] = kMinus ? _mm256_sub_epi32(y[i], x[i]) : _mm256_add_epi32(y[i], x[i]);
+}
+
 // rows: [samples()] of a group;  slices: room for [16] of kSliceBytes;  own: for [49][quarter]
 FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const* rows, const AllTerms& terms,
                                 const Operands& made, char* slices, int32_t* own) {
@@ -156,10 +164,8 @@ FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const*
   std::memset(made.pairs, 0, kParts * layout.quarter() * sizeof(int32_t));
   for (int i = 0; i < kOperands; ++i, own += layout.quarter()) {
     const Terms& to = kOutTerms.of[i];
-    for (int t = 0; t < to.pluses; ++t)
-      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[to.plus[t] * layout.quarter() + s] += own[s];
-    for (int t = 0; t < to.minuses; ++t)
-      for (int64_t s = 0; s < layout.quarter(); ++s) made.pairs[to.minus[t] * layout.quarter() + s] -= own[s];
+    for (int t = 0; t < to.pluses; ++t) accumulate<false>(own, layout.quarter(), made.pairs + to.plus[t] * layout.quarter());
+    for (int t = 0; t < to.minuses; ++t) accumulate<true>(own, layout.quarter(), made.pairs + to.minus[t] * layout.quarter());
   }
 }
 
@@ -241,13 +247,6 @@ FASTGAN_AVX2 void part_products(const GroupLayout& layout, const char* a, const 
           tile_products<false>(column, row, steps, column, tile, block > 0);
       }
   }
-}
-
-template <bool kMinus>
-FASTGAN_AVX2 void accumulate(const int32_t* from, int64_t count, int32_t* to) {
-  const auto* const x = reinterpret_cast<const __m256i*>(from);
-  auto* const y = reinterpret_cast<__m256i*>(to);
-  for (int64_t i = 0; i < count / 8; ++i) y[i] = kMinus ? _mm256_sub_epi32(y[i], x[i]) : _mm256_add_epi32(y[i], x[i]);
 }
 
 // All products of two groups, and the pairs of both. out: [16 parts of the result][panel of b][panel of a][16][16]; one: room

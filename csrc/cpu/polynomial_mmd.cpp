@@ -117,8 +117,8 @@ class Worker {
         slices_(kParts * kSliceBytes), rows_(layout_.samples()), own_(kOperands * layout_.quarter()),
         sums_(kParts * layout_.products()), one_(layout_.products()), values_(layout_.samples()) {}
 
-  // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with block `column` of y that are in a subset; of
-  // a side with itself each pair comes in both orders, and no sample with itself.
+  // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with block `column` of y that are in a subset;
+  // of a side with itself each pair comes in both orders, and no sample with itself.
   void block(const Side& x, int64_t row, const Side& y, int64_t column, double* sums) {
     const bool same = &x == &y;
     const int64_t first = row * cut_.kept, end = std::min(first + cut_.kept, cut_.groups(x.count));
