@@ -166,7 +166,10 @@ def test_fid_of_a_folder(ratio, device, request, tmp_path, ways, resize):  # typ
     seconds, values = in_turn(dict(islice(ways.items(), 2)), quarters)
     assert max(values) - min(values) <= (2e-2 if device == "cuda" else 1e-3) * min(values)
     case = f"FID of {count:,} images, {resize}"
-    ratio.keep("fid", bench.Case(case, "fastgan", {name: [total] for name, total in seconds.items()}, 0, 0, {}, {}))
+    ratio.keep(
+        "fid",
+        bench.Case(case, "fastgan", {name: [float(f"{total:.5g}")] for name, total in seconds.items()}, 0, 0, {}, {}),
+    )
 
 
 def in_turn(ways: dict[str, Features], quarters: list[Path]) -> tuple[dict[str, float], list[float]]:

@@ -36,14 +36,15 @@ FORMAT = 1  # of the JSON files
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster: `value`, and the interval [low, high] with 95% of the bootstrapped ratios."""
+    """How many times faster: `value`; [low, high] has 95% of the bootstrapped ratios, and is NaN after one round."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f}x ({self.low:.2f} to {self.high:.2f})"
+        interval = "once" if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.value:.2f}x ({interval})"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Case:
         other in time, so a slow spell of the machine stays in both halves of the ratio.
         """
         other, ours = np.asarray(self.seconds[candidate]), np.asarray(self.seconds[self.ours])
+        if len(ours) == 1:
+            return Ratio(float(other[0] / ours[0]), math.nan, math.nan)
         rounds = np.random.default_rng(0).integers(len(ours), size=(2000, len(ours)))
         resampled = np.median(other[rounds], axis=1) / np.median(ours[rounds], axis=1)
         low, high = np.quantile(resampled, [0.025, 0.975])

@@ -28,6 +28,7 @@ def test_ratio_is_that_of_the_medians():
     assert case.median("ours") == 1.0
     assert case.ratio("other").value == 2.0
     assert str(case.ratio("ours")) == "1.00x (1.00 to 1.00)"
+    assert str(case_of(ours=[2.0], other=[3.0]).ratio("other")) == "1.50x (once)"
 
 
 def test_interval_shrinks_with_rounds_and_covers_the_truth():

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CASE = Case(
     "a case",
     "ours",
-    {"ours": [0.5], "other": [1.0]},
+    {"ours": [0.5, 0.5], "other": [1.0, 1.0]},
     bytes=10**9,
     memory={"ours": 1 << 20},
     notes={"third": "missing"},
