@@ -130,7 +130,7 @@ def test_text_shows_medians_ratios_limits_memory_and_notes():
             Case(
                 "a case",
                 "ours",
-                {"ours": [0.5], "other": [1.0]},
+                {"ours": [0.5, 0.5], "other": [1.0, 1.0]},
                 bytes=10**9,
                 flops=10**10,
                 memory={"other": 3 << 20},
