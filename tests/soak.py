@@ -30,6 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import sklearn.datasets  # noqa: F401  (loaded once, not in every life)
 import torch
+from killed import die_at_change
 from PIL import Image
 
 import fastgan.train  # noqa: F401  (the same)
@@ -44,33 +45,10 @@ RUN = {
     "output.checkpoint_kimg": 0.032, "output.keep": 2, "output.grid_kimg": 0, "output.grid_images": 4,
     "output.tick_seconds": 0,
 }  # fmt: skip
-CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.fsync")
 IMAGES, BAD = 240, 3  # of the folder that is packed
 
 
 # ---- how a life ends
-
-
-def die_at_change(number: int, armed: Callable[[], bool] = lambda: True) -> None:
-    """This process kills itself before change `number` (from 0) of the file system; `armed`: whether it counts."""
-    left = number
-
-    def count(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal left
-        if event not in CHANGES or not armed():
-            return
-        if event == "open" and args[2] is not None and not args[2] & (os.O_WRONLY | os.O_RDWR):
-            return  # reading changes nothing
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def audited(descriptor: Any, fsync: Callable[[Any], None] = os.fsync) -> None:
-        sys.audit("os.fsync", descriptor)
-        fsync(descriptor)
-
-    os.fsync = audited
-    sys.addaudithook(count)
 
 
 def die_in_save(number: int) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels.interpreter import ROOT, interpret
 from torch.nn import functional as F
 
 from fastgan.kernels.conv_transpose_bn_act.phases import Phases, box_of, patch_of, phases_of, product_tile
 
-ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "fastgan" / "kernels" / "conv_transpose_bn_act"
 K4 = Phases((2, 2), (2, 2), (1, 1))
 
@@ -113,16 +110,6 @@ def test_tiles_fill_the_gpu_where_they_can() -> None:
 
 
 # ---- in the interpreter
-
-INTERPRETED = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-
-
-def interpret(*arguments: str) -> None:
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, *arguments], env={**os.environ, **INTERPRETED}, capture_output=True, text=True, timeout=110
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_which_version_and_how_many_parts() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernels.interpreter import interpret
 from kernels.masks import CPU, HALF, SLOPES, added, additions, of_case, random, same
 from torch.nn import functional as F
 
@@ -58,12 +56,7 @@ assert runs > 80, runs
 
 
 def test_the_triton_kernel_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
+    interpret("-c", INTERPRETED, timeout=100)
 
 
 def test_every_masked_load_of_the_triton_kernel_says_what_else() -> None:

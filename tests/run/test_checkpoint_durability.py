@@ -54,44 +54,21 @@ def test_everything_is_on_the_device_before_it_is_named(tmp_path, monkeypatch):
 KILLED_SAVES = """
 import os, pathlib, shutil, signal, sys
 import torch
+from killed import die_at_change
+from run.saved import save_step, tensors_of
 from fastgan.run.checkpoint import save
 
 torch.set_num_threads(1)
 root, name, keep = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.fsync"}
-remaining = None
-
-def count(event, args):
-    global remaining
-    if remaining is None or event not in watched:
-        return
-    if event == "open" and args[2] is not None and not args[2] & (os.O_WRONLY | os.O_RDWR):
-        return  # reading changes nothing
-    remaining -= 1
-    if remaining < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def audited_fsync(descriptor, fsync=os.fsync):
-    sys.audit("os.fsync", descriptor)
-    fsync(descriptor)
-
-def tensors_of(step):
-    return {
-        "generator": {"weight": torch.full((3, 5), float(step)), "step": torch.tensor(step)},
-        "optimizer": {"exp_avg": torch.full((7,), step / 2)},
-    }
-
-os.fsync = audited_fsync
-sys.addaudithook(count)
 for step in (1, 2):
-    save(root / "start", f"step-{step}", tensors_of(step), {"step": step}, keep=3)
+    save_step(root / "start", step)
 stage, status = 0, 1
 while status != 0:
     folder = root / f"stage-{stage:02d}"
     shutil.copytree(root / "start", folder)
     child = os.fork()
     if child == 0:
-        remaining = stage
+        die_at_change(stage)
         save(folder, name, tensors_of(3), {"step": 3}, keep=keep)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -103,11 +80,11 @@ while status != 0:
 @pytest.mark.parametrize(("name", "keep"), [("step-3", 1), ("step-2", 3)], ids=["new", "again"])
 def test_kill_at_every_stage_of_a_save_leaves_a_whole_checkpoint(tmp_path, name, keep):
     """Each change to the file system (open, fsync, rename, removal) is in turn where the kill comes."""
-    package_root = str(Path(checkpoint.__file__).parents[2])
+    roots = Path(checkpoint.__file__).parents[2], Path(__file__).parents[1]
     subprocess.run(
         [sys.executable, "-c", KILLED_SAVES, tmp_path, name, str(keep)],
         check=True,
-        env={**os.environ, "PYTHONPATH": package_root, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1"},
     )
     stages = sorted(tmp_path.glob("stage-*"))
     assert len(stages) > 15
