@@ -142,6 +142,13 @@ FASTGAN_AVX2 void accumulate(const int32_t* from, int64_t count, int32_t* to) {
   for (int64_t i = 0; i < count / 8; ++i) y[i] = kMinus ? _mm256_sub_epi32(y[i], x[i]) : _mm256_add_epi32(y[i], x[i]);
 }
 
+// A product [count], or what belongs to it, to those of the [16][count] parts of the result that have it.
+FASTGAN_AVX2 void to_result(int product, const int32_t* from, int64_t count, int32_t* out) {
+  const Terms& parts = kOutTerms.of[product];
+  for (int t = 0; t < parts.pluses; ++t) accumulate<false>(from, count, out + parts.plus[t] * count);
+  for (int t = 0; t < parts.minuses; ++t) accumulate<true>(from, count, out + parts.minus[t] * count);
+}
+
 // rows: [samples()] of a group;  slices: room for [16] of kSliceBytes;  own: for [49][quarter]
 FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const* rows, const AllTerms& terms,
                                 const Operands& made, char* slices, int32_t* own) {
@@ -162,11 +169,7 @@ FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const*
                       own + i * layout.quarter() + panel * kPanel);
       }
   std::memset(made.pairs, 0, kParts * layout.quarter() * sizeof(int32_t));
-  for (int i = 0; i < kOperands; ++i, own += layout.quarter()) {
-    const Terms& to = kOutTerms.of[i];
-    for (int t = 0; t < to.pluses; ++t) accumulate<false>(own, layout.quarter(), made.pairs + to.plus[t] * layout.quarter());
-    for (int t = 0; t < to.minuses; ++t) accumulate<true>(own, layout.quarter(), made.pairs + to.minus[t] * layout.quarter());
-  }
+  for (int i = 0; i < kOperands; ++i) to_result(i, own + i * layout.quarter(), layout.quarter(), made.pairs);
 }
 
 // c[r][0..15] (+)= sum over steps and both halves of (a_even + b_odd)(a_odd + b_even), for four rows of a.
@@ -256,9 +259,7 @@ FASTGAN_AVX2 void group_products(const GroupLayout& layout, const Operands& a, c
   std::memset(out, 0, kParts * count * sizeof(int32_t));
   for (int i = 0; i < kOperands; ++i) {
     part_products(layout, a.values + i * layout.part_bytes(), b.values + i * layout.part_bytes(), one);
-    const Terms& targets = kOutTerms.of[i];
-    for (int t = 0; t < targets.pluses; ++t) accumulate<false>(one, count, out + targets.plus[t] * count);
-    for (int t = 0; t < targets.minuses; ++t) accumulate<true>(one, count, out + targets.minus[t] * count);
+    to_result(i, one, count, out);
   }
 }
 

@@ -28,12 +28,11 @@ template <typename T>
 class LargePages {
  public:
   explicit LargePages(int64_t count) {
-    constexpr int64_t page = kLargePage;
-    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-    const int64_t whole = bytes < page ? (bytes + 63) / 64 * 64 : (bytes + page - 1) / page * page;
-    memory_ = std::aligned_alloc(bytes < page ? 64 : page, whole);
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T)), unit = bytes < kLargePage ? 64 : kLargePage;
+    const int64_t whole = (bytes + unit - 1) / unit * unit;
+    memory_ = std::aligned_alloc(unit, whole);
     if (!memory_) throw std::bad_alloc();
-    if (bytes >= page) in_large_pages(memory_, whole);
+    in_large_pages(memory_, whole);
   }
   ~LargePages() { std::free(memory_); }
   LargePages(const LargePages&) = delete;

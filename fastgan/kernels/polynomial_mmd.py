@@ -40,7 +40,7 @@ MULTIPLE = 64  # features of a sample in fixed point: filled up with zeros
 LARGEST, LONGEST = 4095, 46_000  # of a value, so that eight add up in 16 bits; norm, so that products fit in 32
 PRECISION = 3e-9  # of a kernel value, of the mean over subsets
 BLOCK = 2048  # samples a side of a block of pairs, which a thread takes
-APART = 1.15  # time of a pair subset by subset, where one is 1 that belongs to many
+APART = 1.15  # time of a pair subset by subset, over that of one among all pairs
 
 # n samples a side, features, subsets, size: test and benchmark share them
 CASES: dict[str, tuple[int, int, int, int]] = {
