@@ -32,7 +32,6 @@ struct GroupLayout {
   int64_t samples() const { return 4 * quarter(); }
   int64_t part_features() const { return features / 4; }
   int64_t part_bytes() const { return quarter() * part_features() * int64_t(sizeof(int16_t)); }
-  int64_t products() const { return quarter() * quarter(); }  // of two parts
   int64_t blocks() const { return (part_features() + kBlock - 1) / kBlock; }
   int64_t length(int64_t block) const { return std::min(kBlock, part_features() - block * kBlock); }
   // Where a panel's features of a block begin.
@@ -233,19 +232,18 @@ FASTGAN_AVX2 void tile_products(const char* b, const char* a, int64_t steps, con
 }
 
 // [panel of b][panel of a][16][16]
-FASTGAN_AVX2 void part_products(const GroupLayout& layout, const char* a, const char* b, int32_t* out) {
-  const int64_t panels = layout.panels;
-  for (int64_t block = 0; block < layout.blocks(); ++block) {
-    const int64_t steps = layout.length(block) / kStep, bytes = steps * kStepBytes;
-    const char *const rows = a + layout.at(block, 0), *column = b + layout.at(block, 0);
+FASTGAN_AVX2 void part_products(const GroupLayout& of_a, const char* a, const GroupLayout& of_b, const char* b, int32_t* out) {
+  for (int64_t block = 0; block < of_a.blocks(); ++block) {
+    const int64_t steps = of_a.length(block) / kStep, bytes = steps * kStepBytes;
+    const char *const rows = a + of_a.at(block, 0), *column = b + of_b.at(block, 0);
     int32_t* tile = out;
-    for (int64_t j = 0; j < panels; ++j, column += bytes)
-      for (int64_t i = 0; i < panels; ++i, tile += kTile) {
+    for (int64_t j = 0; j < of_b.panels; ++j, column += bytes)
+      for (int64_t i = 0; i < of_a.panels; ++i, tile += kTile) {
         const char* const row = rows + i * bytes;
         if (i == 0)  // meanwhile the next panel of b
           tile_products<true>(column, row, steps, column + bytes, tile, block > 0);
         else if (i == 1)  // one of a for the next block
-          tile_products<true>(column, row, steps, rows + (panels + j) * bytes, tile, block > 0);
+          tile_products<true>(column, row, steps, rows + (of_a.panels + j) * bytes, tile, block > 0);
         else
           tile_products<false>(column, row, steps, column, tile, block > 0);
       }
@@ -254,11 +252,12 @@ FASTGAN_AVX2 void part_products(const GroupLayout& layout, const char* a, const 
 
 // All products of two groups, and the pairs of both. out: [16 parts of the result][panel of b][panel of a][16][16]; one: room
 // for a part
-FASTGAN_AVX2 void group_products(const GroupLayout& layout, const Operands& a, const Operands& b, int32_t* out, int32_t* one) {
-  const int64_t count = layout.products();
+FASTGAN_AVX2 void group_products(const GroupLayout& of_a, const Operands& a, const GroupLayout& of_b, const Operands& b,
+                                 int32_t* out, int32_t* one) {
+  const int64_t count = of_a.quarter() * of_b.quarter();
   std::memset(out, 0, kParts * count * sizeof(int32_t));
   for (int i = 0; i < kOperands; ++i) {
-    part_products(layout, a.values + i * layout.part_bytes(), b.values + i * layout.part_bytes(), one);
+    part_products(of_a, a.values + i * of_a.part_bytes(), of_b, b.values + i * of_b.part_bytes(), one);
     to_result(i, one, count, out);
   }
 }

@@ -12,30 +12,26 @@ namespace {
 using namespace fastgan;
 
 constexpr int64_t kGroups = 8;  // of rows whose operands are kept while those of columns pass, one group after the other
-constexpr int64_t kMostPanels = 4;
+constexpr int64_t kLargest = 256;  // samples of a group
 
 int64_t parts(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
-// Panels a quarter for groups that fill up `count` samples with few others; large ones are a little faster.
-int64_t panels_for(int64_t count) {
-  const auto filled = [count](int64_t panels) { return parts(count, 4 * kPanel * panels) * panels; };
-  int64_t best = kMostPanels;
-  for (int64_t panels = kMostPanels - 1; panels > 0; --panels)
-    if (20 * filled(panels) < 19 * filled(best)) best = panels;
-  return best;
-}
-
-// Sides into groups, and those into blocks.
+// Sides into groups, and those into blocks. All groups are as large as they can be but a side's last.
 struct Cut {
-  GroupLayout layout;
+  int64_t features;
   int64_t kept;  // groups of a block
 
   // most: samples of a side
-  Cut(int64_t features, int64_t most)
-      : layout{features, panels_for(most)}, kept(std::min(kGroups, parts(most, layout.samples()))) {}
+  Cut(int64_t features, int64_t most) : features(features), kept(std::min(kGroups, groups(most))) {}
 
-  int64_t groups(int64_t count) const { return parts(count, layout.samples()); }
+  int64_t groups(int64_t count) const { return parts(count, kLargest); }
   int64_t blocks(int64_t count) const { return parts(groups(count), kept); }
+  // Samples up to where a side's last group ends.
+  int64_t filled(int64_t count) const { return parts(count, 4 * kPanel) * 4 * kPanel; }
+  // Of a side's group.
+  GroupLayout layout(int64_t count, int64_t group) const {
+    return {features, std::min(kLargest, filled(count) - group * kLargest) / (4 * kPanel)};
+  }
 };
 
 // Which samples are where, and in which subsets.
@@ -62,8 +58,8 @@ struct Members {
   std::vector<float> members;
   int64_t stride;
 
-  Members(const int64_t* chosen, int64_t count, int64_t size, int64_t n, const GroupLayout& layout)
-      : begin(n + 1), subsets(count * size), stride(parts(n, layout.samples()) * layout.samples()) {
+  Members(const int64_t* chosen, int64_t count, int64_t size, int64_t n, const Cut& cut)
+      : begin(n + 1), subsets(count * size), stride(cut.filled(n)) {
     members.resize(count * stride);
     for (int64_t i = 0; i < count * size; ++i) ++begin[chosen[i] + 1];
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
@@ -83,27 +79,29 @@ struct Members {
 
 // A group of samples, packed for products from the left or from the right.
 struct Group {
+  GroupLayout layout;
   Operands operands;
   float* units;    // [samples]
   float* base[2];  // [samples]
 };
 
-// Memory for groups, and one group after the other into it.
+// Memory for groups.
 class Groups {
  public:
-  Groups(const GroupLayout& layout, int64_t count)
-      : layout_(layout), values_(count * kOperands * layout.part_bytes()), pairs_(count * kParts * layout.quarter()),
-        numbers_(count * 3 * layout.samples()) {}
+  Groups(const GroupLayout& largest, int64_t count)
+      : largest_(largest), values_(count * kOperands * largest.part_bytes()), pairs_(count * kParts * largest.quarter()),
+        numbers_(count * 3 * largest.samples()) {}
 
-  Group at(int64_t i) const {
-    float* const numbers = numbers_.begin() + i * 3 * layout_.samples();
-    return {{values_.begin() + i * kOperands * layout_.part_bytes(), pairs_.begin() + i * kParts * layout_.quarter()},
+  Group at(int64_t i, const GroupLayout& layout) const {
+    float* const numbers = numbers_.begin() + i * 3 * largest_.samples();
+    return {layout,
+            {values_.begin() + i * kOperands * largest_.part_bytes(), pairs_.begin() + i * kParts * largest_.quarter()},
             numbers,
-            {numbers + layout_.samples(), numbers + 2 * layout_.samples()}};
+            {numbers + layout.samples(), numbers + 2 * layout.samples()}};
   }
 
  private:
-  GroupLayout layout_;
+  GroupLayout largest_;
   LargePages<char> values_;
   LargePages<int32_t> pairs_;
   LargePages<float> numbers_;
@@ -112,10 +110,11 @@ class Groups {
 // Sums of k over pairs of samples, block by block, in the memory of one thread.
 class Worker {
  public:
-  Worker(const PolynomialMmd& mmd, const Cut& cut)
-      : mmd_(mmd), cut_(cut), layout_(cut.layout), left_(layout_, cut.kept), right_(layout_, 1),
-        slices_(kParts * kSliceBytes), rows_(layout_.samples()), own_(kOperands * layout_.quarter()),
-        sums_(kParts * layout_.products()), one_(layout_.products()), values_(layout_.samples()) {}
+  // largest: group
+  Worker(const PolynomialMmd& mmd, const Cut& cut, const GroupLayout& largest)
+      : mmd_(mmd), cut_(cut), left_(largest, cut.kept), right_(largest, 1), slices_(kParts * kSliceBytes),
+        rows_(largest.samples()), own_(kOperands * largest.quarter()), sums_(largest.samples() * largest.samples()),
+        one_(largest.quarter() * largest.quarter()), values_(largest.samples()) {}
 
   // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with block `column` of y that are in a subset;
   // of a side with itself each pair comes in both orders, and no sample with itself.
@@ -124,14 +123,14 @@ class Worker {
     const int64_t first = row * cut_.kept, end = std::min(first + cut_.kept, cut_.groups(x.count));
     const int64_t from = column * cut_.kept, to = std::min(from + cut_.kept, cut_.groups(y.count));
     if (x.samples != of_ || x.chosen != chosen_ || row != row_)
-      for (int64_t i = first; i < end; ++i) pack(x, i, kLeftTerms, left_.at(i - first));
+      for (int64_t i = first; i < end; ++i) pack(x, i, kLeftTerms, left_.at(i - first, cut_.layout(x.count, i)));
     of_ = x.samples, chosen_ = x.chosen, row_ = row;
     for (int64_t j = from; j < to; ++j) {
-      const Group columns = right_.at(0);
+      const Group columns = right_.at(0, cut_.layout(y.count, j));
       pack(y, j, kRightTerms, columns);
       for (int64_t i = first; i < (same ? std::min(end, j + 1) : end); ++i) {
-        const Group rows = left_.at(i - first);
-        group_products(layout_, rows.operands, columns.operands, sums_.begin(), one_.begin());
+        const Group rows = left_.at(i - first, cut_.layout(x.count, i));
+        group_products(rows.layout, rows.operands, columns.layout, columns.operands, sums_.begin(), one_.begin());
         add(x, i, rows, y, j, columns, sums);
       }
     }
@@ -139,26 +138,26 @@ class Worker {
 
  private:
   void pack(const Side& from, int64_t group, const AllTerms& terms, const Group& to) {
-    for (int64_t i = 0; i < layout_.samples(); ++i) {
-      const int64_t sample = from.at(group * layout_.samples() + i);
-      rows_[i] = from.samples->values + sample * layout_.features;
+    for (int64_t i = 0; i < to.layout.samples(); ++i) {
+      const int64_t sample = from.at(group * kLargest + i);
+      rows_[i] = from.samples->values + sample * mmd_.features;
       to.units[i] = from.samples->units[sample];
       for (int s = 0; s < 2; ++s) to.base[s][i] = from.samples->base[s][sample];
     }
-    make_operands(layout_, rows_.data(), terms, to.operands, slices_.begin(), own_.begin());
+    make_operands(to.layout, rows_.data(), terms, to.operands, slices_.begin(), own_.begin());
   }
 
   // k of one row of a group with all columns of another into values_.
   FASTGAN_AVX2 void row_values(const Group& x, int64_t row, const Group& y, bool same) {
-    const int64_t quarter = layout_.quarter(), in_quarter = row % quarter;
+    const int64_t quarter = x.layout.quarter(), in_quarter = row % quarter, products = quarter * y.layout.quarter();
     const __m256 unit = _mm256_set1_ps(mmd_.gamma * x.units[row]), shift = _mm256_set1_ps(mmd_.shift),
                  base = _mm256_set1_ps(x.base[!same][row]), middle = _mm256_set1_ps(mmd_.middle);
     int64_t column = 0;
-    for (int64_t part = row / quarter * 4; column < layout_.samples(); ++part) {
+    for (int64_t part = row / quarter * 4; column < y.layout.samples(); ++part) {
       const __m256i of_row = _mm256_set1_epi32(x.operands.pairs[part * quarter + in_quarter]);
-      const int32_t* of_columns = y.operands.pairs + part * quarter;
-      const int32_t* sums = sums_.begin() + part * layout_.products() + in_quarter * kPanel;
-      for (int64_t panel = 0; panel < layout_.panels; ++panel, sums += layout_.panels * kTile)
+      const int32_t* of_columns = y.operands.pairs + part * y.layout.quarter();
+      const int32_t* sums = sums_.begin() + part * products + in_quarter * kPanel;
+      for (int64_t panel = 0; panel < y.layout.panels; ++panel, sums += x.layout.panels * kTile)
         for (int64_t half = 0; half < kPanel; half += 8, of_columns += 8, column += 8) {
           const __m256i pairs = _mm256_add_epi32(of_row, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(of_columns)));
           const __m256i sum = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + half));
@@ -173,10 +172,10 @@ class Worker {
     }
   }
 
-  // Adds the sum of values_ of members, that many times, in four parts.
-  FASTGAN_AVX2 void among(const float* members, double times, double* sum) const {
+  // Adds the sum of the first `count` values_ of members, that many times, in four parts. count: a multiple of 64
+  FASTGAN_AVX2 void among(const float* members, int64_t count, double times, double* sum) const {
     __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t i = 0; i < layout_.samples(); i += 32)  // samples: a multiple of 64
+    for (int64_t i = 0; i < count; i += 32)
       for (int s = 0; s < 4; ++s)
         sums[s] = _mm256_fmadd_ps(_mm256_loadu_ps(members + i + 8 * s), _mm256_load_ps(values_.begin() + i + 8 * s), sums[s]);
     const __m256 all = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
@@ -188,7 +187,7 @@ class Worker {
   // Sums of k, whose products sums_ has, over pairs of group i of x with group j of y.
   void add(const Side& x, int64_t i, const Group& rows, const Side& y, int64_t j, const Group& columns, double* sums) {
     const bool same = &x == &y, on_diagonal = same && i == j;
-    const int64_t first = i * layout_.samples(), count = std::min(layout_.samples(), x.count - first);
+    const int64_t first = i * kLargest, count = std::min(kLargest, x.count - first);
     const double times = same && !on_diagonal ? 2 : 1;
     for (int64_t row = 0; row < count; ++row) {
       const int64_t begin = x.begin[first + row], end = x.begin[first + row + 1];
@@ -197,14 +196,13 @@ class Worker {
       if (on_diagonal) values_.begin()[row] = 0;
       for (int64_t s = begin; s < end; ++s) {
         const int32_t subset = x.subsets[s];
-        among(y.members + subset * y.stride + j * layout_.samples(), times, sums + 4 * subset);
+        among(y.members + subset * y.stride + j * kLargest, columns.layout.samples(), times, sums + 4 * subset);
       }
     }
   }
 
   const PolynomialMmd& mmd_;
   Cut cut_;
-  GroupLayout layout_;
   Groups left_, right_;
   LargePages<char> slices_;
   std::vector<const int16_t*> rows_;
@@ -226,7 +224,8 @@ class Blocks {
   Blocks(const Cut& cut, int64_t of_x, int64_t of_y) : x_(cut.blocks(of_x)) {
     const int64_t all = x_ + cut.blocks(of_y);
     for (int64_t row = 0; row < all; ++row)
-      for (int64_t column = row; column < all; ++column) places_.push_back({row, column});
+      for (int64_t column = row + 1; column < all; ++column) places_.push_back({row, column});
+    for (int64_t row = 0; row < all; ++row) places_.push_back({row, row});  // half as many pairs: no thread waits long for them
   }
 
   int64_t count() const { return int64_t(places_.size()); }
@@ -258,13 +257,14 @@ double distance(const PolynomialMmd& mmd, double within, double across) {
 
 void by_subsets(const PolynomialMmd& mmd, int threads) {
   const Cut cut(mmd.features, mmd.size);
+  const GroupLayout largest = cut.layout(mmd.size, 0);
   const Blocks blocks(cut, mmd.size, mmd.size);
   std::vector<int64_t> everyone(mmd.size);
   std::iota(everyone.begin(), everyone.end(), 0);
-  const Members all(everyone.data(), 1, mmd.size, mmd.size, cut.layout);
+  const Members all(everyone.data(), 1, mmd.size, mmd.size, cut);
 #pragma omp parallel num_threads(threads)
   {
-    Worker worker(mmd, cut);
+    Worker worker(mmd, cut, largest);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t s = 0; s < mmd.subsets; ++s) {
       const Side x = all.side(mmd.x, mmd.first + s * mmd.size), y = all.side(mmd.y, mmd.second + s * mmd.size);
@@ -276,16 +276,18 @@ void by_subsets(const PolynomialMmd& mmd, int threads) {
 }
 
 void by_pairs(const PolynomialMmd& mmd, int threads) {
-  const Cut cut(mmd.features, std::max(mmd.x.n, mmd.y.n));
+  const int64_t most = std::max(mmd.x.n, mmd.y.n);
+  const Cut cut(mmd.features, most);
+  const GroupLayout largest = cut.layout(most, 0);
   const Blocks blocks(cut, mmd.x.n, mmd.y.n);
-  const Members in_x(mmd.first, mmd.subsets, mmd.size, mmd.x.n, cut.layout);
-  const Members in_y(mmd.second, mmd.subsets, mmd.size, mmd.y.n, cut.layout);
+  const Members in_x(mmd.first, mmd.subsets, mmd.size, mmd.x.n, cut);
+  const Members in_y(mmd.second, mmd.subsets, mmd.size, mmd.y.n, cut);
   const Side x = in_x.side(mmd.x, nullptr), y = in_y.side(mmd.y, nullptr);
   const int64_t each = 4 * mmd.subsets;
   std::vector<double> sums(2 * blocks.count() * each);  // each block's own, so that they add up in one order
 #pragma omp parallel num_threads(threads)
   {
-    Worker worker(mmd, cut);
+    Worker worker(mmd, cut, largest);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks.count(); ++i) {
       double* const own = sums.data() + 2 * i * each;
