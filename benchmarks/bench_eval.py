@@ -172,7 +172,7 @@ def test_fid_of_a_folder(ratio, device, request, tmp_path, ways, resize):  # typ
         assert max(values) - min(values) <= (2e-2 if device == "cuda" else 1e-3) * min(values)
         for name, total in times.items():
             seconds[name].append(float(f"{total:.5g}"))
-    ratio.keep("fid", bench.Case(f"FID of {count:,} images, {resize}", "fastgan", seconds))
+    ratio.keep(f"fid_{resize}", bench.Case(f"FID of {count:,} images, {resize}", "fastgan", seconds))
 
 
 def in_turn(ways: dict[str, Features], quarters: list[Path]) -> tuple[dict[str, float], list[float]]:

@@ -99,6 +99,11 @@ FASTGAN_AVX2 inline void pack_eight(const int16_t* const rows[8], int64_t featur
   }
 }
 
+// Brings a line of eight samples near, for nothing foresees that their next features are wanted.
+FASTGAN_AVX2 inline void fetch_eight(const int16_t* const rows[8], int64_t feature) {
+  for (int i = 0; i < 8; ++i) _mm_prefetch(reinterpret_cast<const char*>(rows[i] + feature), _MM_HINT_T1);
+}
+
 // A slice, some features of a panel of each of the 16 parts: the sum of some parts less the sum of others. sums: [panel] to which
 // the sums over k of q[2k] q[2k + 1] are added.
 template <int kPluses, int kMinuses>
@@ -153,20 +158,26 @@ FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const*
                                 const Operands& made, char* slices, int32_t* own) {
   std::memset(own, 0, kOperands * layout.quarter() * sizeof(int32_t));
   for (int64_t panel = 0; panel < layout.panels; ++panel)
-    for (int64_t block = 0; block < layout.blocks(); ++block)
-      for (int64_t k = 0; k < layout.length(block); k += kSlice) {
-        const int64_t features = std::min(kSlice, layout.length(block) - k);
-        for (int64_t part = 0; part < kParts; ++part)
-          for (int half = 0; half < 2; ++half)
-            for (int64_t f = 0; f < features; f += 16)
-              pack_eight(rows + part / 4 * layout.quarter() + panel * kPanel + 8 * half,
-                         part % 4 * layout.part_features() + block * kBlock + k + f,
-                         slices + part * kSliceBytes + f / kStep * kStepBytes + half * 32);
-        const int64_t place = layout.at(block, panel) + k / kStep * kStepBytes;
-        for (int i = 0; i < kOperands; ++i)
-          one_operand(slices, terms.of[i], features / kStep, made.values + i * layout.part_bytes() + place,
-                      own + i * layout.quarter() + panel * kPanel);
-      }
+    for (int64_t first = 0; first < layout.part_features(); first += kSlice) {
+      const int64_t features = std::min(kSlice, layout.part_features() - first);
+      const bool last = first + kSlice >= layout.part_features();
+      const int64_t after = last ? 0 : first + kSlice, next = std::min(panel + last, layout.panels - 1) * kPanel;
+      for (int64_t part = 0; part < kParts; ++part)
+        for (int half = 0; half < 2; ++half) {
+          const int16_t* const* const samples = rows + part / 4 * layout.quarter() + 8 * half;
+          const int64_t feature = part % 4 * layout.part_features();
+          for (int64_t f = 0; f < features; f += 16) {
+            pack_eight(samples + panel * kPanel, feature + first + f,
+                       slices + part * kSliceBytes + f / kStep * kStepBytes + half * 32);
+            if (f % 32 == 0) fetch_eight(samples + next, feature + after + f);
+          }
+        }
+      const int64_t block = first / kBlock;
+      const int64_t place = layout.at(block, panel) + (first - block * kBlock) / kStep * kStepBytes;
+      for (int i = 0; i < kOperands; ++i)
+        one_operand(slices, terms.of[i], features / kStep, made.values + i * layout.part_bytes() + place,
+                    own + i * layout.quarter() + panel * kPanel);
+    }
   std::memset(made.pairs, 0, kParts * layout.quarter() * sizeof(int32_t));
   for (int i = 0; i < kOperands; ++i) to_result(i, own + i * layout.quarter(), layout.quarter(), made.pairs);
 }
