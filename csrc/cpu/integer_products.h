@@ -47,6 +47,9 @@ constexpr Factors kLeft = {{1, 0, 0, 1}, {0, 0, 1, 1}, {1, 0, 0, 0}, {0, 0, 0, 1
 constexpr Factors kRight = {{1, 0, 0, 1}, {1, 0, 0, 0}, {0, 0, 1, -1}, {-1, 1, 0, 0}, {0, 0, 0, 1}, {1, 0, 1, 0}, {0, 1, 0, 1}};
 constexpr Factors kOut = {{1, 0, 0, 1}, {0, 0, 1, -1}, {0, 1, 0, 1}, {1, 0, 1, 0}, {-1, 1, 0, 0}, {0, 0, 0, 1}, {1, 0, 0, 0}};
 
+// Of 16 parts, by four rows and four columns, one of a quarter.
+constexpr int result_part(int quarter, int part) { return (quarter / 2 * 2 + part / 2) * 4 + quarter % 2 * 2 + part % 2; }
+
 // The parts that take part in one of the 49, by twice seven factors: at most four with either sign.
 struct Terms {
   int plus[4] = {}, minus[4] = {}, pluses = 0, minuses = 0;
@@ -60,13 +63,13 @@ struct AllTerms {
       for (int outer = 0; outer < 4; ++outer)
         for (int inner = 0; inner < 4; ++inner) {
           const int sign = factors[i / 7][outer] * factors[i % 7][inner];
-          const int part = (outer / 2 * 2 + inner / 2) * 4 + outer % 2 * 2 + inner % 2;
+          const int part = result_part(outer, inner);
           if (sign > 0) of[i].plus[of[i].pluses++] = part;
           if (sign < 0) of[i].minus[of[i].minuses++] = part;
         }
   }
 };
-constexpr AllTerms kLeftTerms(kLeft), kRightTerms(kRight), kOutTerms(kOut);
+constexpr AllTerms kLeftTerms(kLeft), kRightTerms(kRight);
 
 // One side of 49 products, and what they have too much of because of it.
 struct Operands {
@@ -138,20 +141,48 @@ FASTGAN_AVX2 void one_operand(const char* slices, const Terms& terms, int64_t st
   make(slices, terms, steps, to, sums);
 }
 
-// to += from or to -= from; count: a multiple of eight
-template <bool kMinus>
-FASTGAN_AVX2 void accumulate(const int32_t* from, int64_t count, int32_t* to) {
-  const auto* const x = reinterpret_cast<const __m256i*>(from);
-  auto* const y = reinterpret_cast<__m256i*>(to);
-  for (int64_t i = 0; i < count / 8; ++i) y[i] = kMinus ? _mm256_sub_epi32(y[i], x[i]) : _mm256_add_epi32(y[i], x[i]);
+// Whether no product before this one goes to a quarter of the result.
+constexpr bool is_first(int product, int quarter) {
+  for (int i = 0; i < product; ++i)
+    if (kOut[i][quarter] != 0) return false;
+  return true;
 }
 
-// A product [count], or what belongs to it, to those of the [16][count] parts of the result that have it.
-FASTGAN_AVX2 void to_result(int product, const int32_t* from, int64_t count, int32_t* out) {
-  const Terms& parts = kOutTerms.of[product];
-  for (int t = 0; t < parts.pluses; ++t) accumulate<false>(from, count, out + parts.plus[t] * count);
-  for (int t = 0; t < parts.minuses; ++t) accumulate<true>(from, count, out + parts.minus[t] * count);
+// Of 49 products, those number 7 kOuter to 7 kOuter + 6, or what belongs to them, to the parts of the result that have them: added,
+// or in the place of what is there where none came before. inner: [7][count];  out: [16][count];  count: a multiple of 16
+//
+// The seven are a quarter's four parts first: 144 sums one by one would each pass through the second cache.
+template <int kOuter>
+FASTGAN_AVX2 void seven_to_result(const int32_t* inner, int64_t count, int32_t* out) {
+  for (int64_t i = 0; i < count; i += 16) {  // whole lines: those of all parts compete for one place in the first cache
+    __m256i c[4][2];
+    for (int v = 0; v < 2; ++v) {
+      __m256i m[7];
+      for (int t = 0; t < 7; ++t) m[t] = _mm256_load_si256(reinterpret_cast<const __m256i*>(inner + t * count + i + 8 * v));
+      for (int part = 0; part < 4; ++part) {
+        c[part][v] = _mm256_setzero_si256();
+        for (int t = 0; t < 7; ++t) {
+          if (kOut[t][part] > 0) c[part][v] = _mm256_add_epi32(c[part][v], m[t]);
+          if (kOut[t][part] < 0) c[part][v] = _mm256_sub_epi32(c[part][v], m[t]);
+        }
+      }
+    }
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const int factor = kOut[kOuter][quarter];
+      if (factor == 0) continue;
+      for (int part = 0; part < 4; ++part)
+        for (int v = 0; v < 2; ++v) {
+          auto* const to = reinterpret_cast<__m256i*>(out + result_part(quarter, part) * count + i + 8 * v);
+          const __m256i before = is_first(kOuter, quarter) ? _mm256_setzero_si256() : *to;
+          *to = factor > 0 ? _mm256_add_epi32(before, c[part][v]) : _mm256_sub_epi32(before, c[part][v]);
+        }
+    }
+  }
 }
+
+constexpr decltype(&seven_to_result<0>) kSevenToResult[7] = {
+    seven_to_result<0>, seven_to_result<1>, seven_to_result<2>, seven_to_result<3>,
+    seven_to_result<4>, seven_to_result<5>, seven_to_result<6>};
 
 // rows: [samples()] of a group;  slices: room for [16] of kSliceBytes;  own: for [49][quarter]
 FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const* rows, const AllTerms& terms,
@@ -178,8 +209,8 @@ FASTGAN_AVX2 void make_operands(const GroupLayout& layout, const int16_t* const*
         one_operand(slices, terms.of[i], features / kStep, made.values + i * layout.part_bytes() + place,
                     own + i * layout.quarter() + panel * kPanel);
     }
-  std::memset(made.pairs, 0, kParts * layout.quarter() * sizeof(int32_t));
-  for (int i = 0; i < kOperands; ++i) to_result(i, own + i * layout.quarter(), layout.quarter(), made.pairs);
+  for (int outer = 0; outer < 7; ++outer)
+    kSevenToResult[outer](own + 7 * outer * layout.quarter(), layout.quarter(), made.pairs);
 }
 
 // c[r][0..15] (+)= sum over steps and both halves of (a_even + b_odd)(a_odd + b_even), for four rows of a.
@@ -261,15 +292,14 @@ FASTGAN_AVX2 void part_products(const GroupLayout& of_a, const char* a, const Gr
   }
 }
 
-// All products of two groups, and the pairs of both. out: [16 parts of the result][panel of b][panel of a][16][16]; one: room
-// for a part
+// All products of two groups. out: [16 parts of the result][panel of b][panel of a][16][16];  inner: room for seven parts
 FASTGAN_AVX2 void group_products(const GroupLayout& of_a, const Operands& a, const GroupLayout& of_b, const Operands& b,
-                                 int32_t* out, int32_t* one) {
+                                 int32_t* out, int32_t* inner) {
   const int64_t count = of_a.quarter() * of_b.quarter();
-  std::memset(out, 0, kParts * count * sizeof(int32_t));
-  for (int i = 0; i < kOperands; ++i) {
-    part_products(of_a, a.values + i * of_a.part_bytes(), of_b, b.values + i * of_b.part_bytes(), one);
-    to_result(i, one, count, out);
+  for (int outer = 0; outer < 7; ++outer) {
+    for (int i = 7 * outer; i < 7 * outer + 7; ++i)
+      part_products(of_a, a.values + i * of_a.part_bytes(), of_b, b.values + i * of_b.part_bytes(), inner + i % 7 * count);
+    kSevenToResult[outer](inner, count, out);
   }
 }
 

@@ -114,7 +114,7 @@ class Worker {
   Worker(const PolynomialMmd& mmd, const Cut& cut, const GroupLayout& largest)
       : mmd_(mmd), cut_(cut), left_(largest, cut.kept), right_(largest, 1), slices_(kParts * kSliceBytes),
         rows_(largest.samples()), own_(kOperands * largest.quarter()), sums_(largest.samples() * largest.samples()),
-        one_(largest.quarter() * largest.quarter()), values_(largest.samples()) {}
+        inner_(7 * largest.quarter() * largest.quarter()), values_(largest.samples()) {}
 
   // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with block `column` of y that are in a subset;
   // of a side with itself each pair comes in both orders, and no sample with itself.
@@ -130,7 +130,7 @@ class Worker {
       pack(y, j, kRightTerms, columns);
       for (int64_t i = first; i < (same ? std::min(end, j + 1) : end); ++i) {
         const Group rows = left_.at(i - first, cut_.layout(x.count, i));
-        group_products(rows.layout, rows.operands, columns.layout, columns.operands, sums_.begin(), one_.begin());
+        group_products(rows.layout, rows.operands, columns.layout, columns.operands, sums_.begin(), inner_.begin());
         add(x, i, rows, y, j, columns, sums);
       }
     }
@@ -213,7 +213,7 @@ class Worker {
   Groups left_, right_;
   LargePages<char> slices_;
   std::vector<const int16_t*> rows_;
-  LargePages<int32_t> own_, sums_, one_;
+  LargePages<int32_t> own_, sums_, inner_;
   LargePages<float> values_;
   // What left_ has.
   const FixedSamples* of_ = nullptr;
