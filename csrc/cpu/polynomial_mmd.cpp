@@ -11,7 +11,7 @@ namespace {
 
 using namespace fastgan;
 
-constexpr int64_t kGroups = 8;  // of rows whose operands are kept while those of columns pass, one group after the other
+constexpr int64_t kGroups = 8;  // of rows, a block, whose operands are kept while groups of columns pass
 constexpr int64_t kLargest = 256;  // samples of a group
 
 int64_t parts(int64_t count, int64_t of) { return (count + of - 1) / of; }
@@ -116,23 +116,19 @@ class Worker {
         rows_(largest.samples()), own_(kOperands * largest.quarter()), sums_(largest.samples() * largest.samples()),
         inner_(7 * largest.quarter() * largest.quarter()), values_(largest.samples()) {}
 
-  // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with block `column` of y that are in a subset;
-  // of a side with itself each pair comes in both orders, and no sample with itself.
+  // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with group `column` of y that are in a subset;
+  // of a side with itself those up to the diagonal, each in both orders, and no sample with itself.
   void block(const Side& x, int64_t row, const Side& y, int64_t column, double* sums) {
-    const bool same = &x == &y;
     const int64_t first = row * cut_.kept, end = std::min(first + cut_.kept, cut_.groups(x.count));
-    const int64_t from = column * cut_.kept, to = std::min(from + cut_.kept, cut_.groups(y.count));
     if (x.samples != of_ || x.chosen != chosen_ || row != row_)
       for (int64_t i = first; i < end; ++i) pack(x, i, kLeftTerms, left_.at(i - first, cut_.layout(x.count, i)));
     of_ = x.samples, chosen_ = x.chosen, row_ = row;
-    for (int64_t j = from; j < to; ++j) {
-      const Group columns = right_.at(0, cut_.layout(y.count, j));
-      pack(y, j, kRightTerms, columns);
-      for (int64_t i = first; i < (same ? std::min(end, j + 1) : end); ++i) {
-        const Group rows = left_.at(i - first, cut_.layout(x.count, i));
-        group_products(rows.layout, rows.operands, columns.layout, columns.operands, sums_.begin(), inner_.begin());
-        add(x, i, rows, y, j, columns, sums);
-      }
+    const Group columns = right_.at(0, cut_.layout(y.count, column));
+    pack(y, column, kRightTerms, columns);
+    for (int64_t i = first; i < (&x == &y ? std::min(end, column + 1) : end); ++i) {
+      const Group rows = left_.at(i - first, cut_.layout(x.count, i));
+      group_products(rows.layout, rows.operands, columns.layout, columns.operands, sums_.begin(), inner_.begin());
+      add(x, i, rows, y, column, columns, sums);
     }
   }
 
@@ -225,33 +221,32 @@ struct Totals {
   double *within, *across;  // [subsets, 4 parts]
 };
 
-// Every block of pairs of two sides: of x with x, of x with y, of y with y.
+// Every pair of two sides, by a block of rows and a group of columns: of x with x, of x with y, of y with y.
 class Blocks {
  public:
-  Blocks(const Cut& cut, int64_t of_x, int64_t of_y) : x_(cut.blocks(of_x)) {
-    const int64_t all = x_ + cut.blocks(of_y);
-    for (int64_t row = 0; row < all; ++row)
-      for (int64_t column = row + 1; column < all; ++column) places_.push_back({row, column});
-    for (int64_t row = 0; row < all; ++row) places_.push_back({row, row});  // half as many pairs: no thread waits long for them
+  Blocks(const Cut& cut, int64_t of_x, int64_t of_y) {
+    for (int64_t row = 0; row < cut.blocks(of_x); ++row) {
+      for (int64_t column = row * cut.kept; column < cut.groups(of_x); ++column) places_.push_back({0, row, 0, column});
+      for (int64_t column = 0; column < cut.groups(of_y); ++column) places_.push_back({0, row, 1, column});
+    }
+    for (int64_t row = 0; row < cut.blocks(of_y); ++row)
+      for (int64_t column = row * cut.kept; column < cut.groups(of_y); ++column) places_.push_back({1, row, 1, column});
   }
 
   int64_t count() const { return int64_t(places_.size()); }
 
-  void run(int64_t i, Worker& worker, const Side& x, const Side& y, const Totals& totals) const {
-    const auto [row, column] = places_[i];
-    if (column < x_)
-      worker.block(x, row, x, column, totals.within);
-    else if (row < x_)
-      worker.block(x, row, y, column - x_, totals.across);
-    else
-      worker.block(y, row - x_, y, column - x_, totals.within);
+  void run(int64_t i, Worker& worker, const Side (&sides)[2], const Totals& totals) const {
+    const Place& at = places_[i];
+    worker.block(sides[at.first], at.row, sides[at.second], at.column, at.first == at.second ? totals.within : totals.across);
   }
 
  private:
   struct Place {
-    int64_t row, column;
+    int first;
+    int64_t row;
+    int second;
+    int64_t column;
   };
-  int64_t x_;
   std::vector<Place> places_;
 };
 
@@ -274,9 +269,9 @@ void by_subsets(const PolynomialMmd& mmd, int threads) {
     Worker worker(mmd, cut, largest);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t s = 0; s < mmd.subsets; ++s) {
-      const Side x = all.side(mmd.x, mmd.first + s * mmd.size), y = all.side(mmd.y, mmd.second + s * mmd.size);
+      const Side sides[2] = {all.side(mmd.x, mmd.first + s * mmd.size), all.side(mmd.y, mmd.second + s * mmd.size)};
       double within[4] = {}, across[4] = {};
-      for (int64_t i = 0; i < blocks.count(); ++i) blocks.run(i, worker, x, y, {within, across});
+      for (int64_t i = 0; i < blocks.count(); ++i) blocks.run(i, worker, sides, {within, across});
       mmd.out[s] = distance(mmd, total(within), total(across));
     }
   }
@@ -289,7 +284,7 @@ void by_pairs(const PolynomialMmd& mmd, int threads) {
   const Blocks blocks(cut, mmd.x.n, mmd.y.n);
   const Members in_x(mmd.first, mmd.subsets, mmd.size, mmd.x.n, cut);
   const Members in_y(mmd.second, mmd.subsets, mmd.size, mmd.y.n, cut);
-  const Side x = in_x.side(mmd.x, nullptr), y = in_y.side(mmd.y, nullptr);
+  const Side sides[2] = {in_x.side(mmd.x, nullptr), in_y.side(mmd.y, nullptr)};
   const int64_t each = 4 * mmd.subsets;
   std::vector<double> sums(2 * blocks.count() * each);  // each block's own, so that they add up in one order
 #pragma omp parallel num_threads(threads)
@@ -298,7 +293,7 @@ void by_pairs(const PolynomialMmd& mmd, int threads) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks.count(); ++i) {
       double* const own = sums.data() + 2 * i * each;
-      blocks.run(i, worker, x, y, {own, own + each});
+      blocks.run(i, worker, sides, {own, own + each});
     }
   }
   for (int64_t s = 0; s < mmd.subsets; ++s) {
