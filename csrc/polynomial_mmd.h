@@ -47,7 +47,7 @@ void fastgan_fixed_range_cpu(const fastgan::ToFixed* from, float* norms, float* 
 // values: [n, features];  alone: [3, n] x_i . centre, e_i . partners[0], e_i . partners[1]
 void fastgan_to_fixed_cpu(const fastgan::ToFixed* from, int16_t* values, double* alone, int threads);
 
-// The same bits with any number of threads. A thread takes whole subsets or, of shared pairs, blocks of 2048 by 2048, with up to
+// The same bits with any number of threads. A thread takes whole subsets or, of shared pairs, blocks of 2048 by 256, with up to
 // 15 KB of memory for each feature.
 void fastgan_polynomial_mmd_cpu(const fastgan::PolynomialMmd* mmd, int threads);
 }

@@ -148,8 +148,8 @@ constexpr bool is_first(int product, int quarter) {
   return true;
 }
 
-// Of 49 products, those number 7 kOuter to 7 kOuter + 6, or what belongs to them, to the parts of the result that have them: added,
-// or in the place of what is there where none came before. inner: [7][count];  out: [16][count];  count: a multiple of 16
+// Of 49 products, those number 7 kOuter to 7 kOuter + 6, or what belongs to them, to the parts of the result that have them:
+// added, or put there where none came before. inner: [7][count];  out: [16][count];  count: a multiple of 16
 //
 // The seven are a quarter's four parts first: 144 sums one by one would each pass through the second cache.
 template <int kOuter>

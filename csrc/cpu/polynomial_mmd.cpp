@@ -11,8 +11,8 @@ namespace {
 
 using namespace fastgan;
 
-constexpr int64_t kGroups = 8;  // of rows, a block, whose operands are kept while groups of columns pass
 constexpr int64_t kLargest = 256;  // samples of a group
+constexpr int64_t kGroups = 8;     // of rows, a block, whose operands are kept while groups of columns pass
 
 int64_t parts(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
@@ -34,14 +34,19 @@ struct Cut {
   }
 };
 
+// A sample of a quarter of a group, and a subset that has it.
+struct Membership {
+  int32_t subset, row;
+};
+
 // Which samples are where, and in which subsets.
 struct Side {
   const FixedSamples* samples;
   const int64_t* chosen;  // [count] samples, or null: the first `count` as they are
   int64_t count;
-  // Of the sample at place i: subsets[begin[i]], and so on up to begin[i + 1].
+  // Of quarter q of group g: memberships[begin[4 g + q]], and so on up to begin[4 g + q + 1], subset by subset.
   const int64_t* begin;
-  const int32_t* subsets;
+  const Membership* memberships;
   const int8_t* members;  // [subsets, stride] -1, all bits, where the sample at this place is a member, 0 elsewhere
   int64_t stride;
 
@@ -53,27 +58,31 @@ struct Side {
 
 // Memberships of n samples in subsets, chosen: [subsets, size].
 struct Members {
+  int64_t n, stride;
   std::vector<int64_t> begin;
-  std::vector<int32_t> subsets;
+  std::vector<Membership> memberships;
   std::vector<int8_t> members;
-  int64_t stride;
 
   Members(const int64_t* chosen, int64_t count, int64_t size, int64_t n, const Cut& cut)
-      : begin(n + 1), subsets(count * size), stride(cut.filled(n)) {
-    members.resize(count * stride);
-    for (int64_t i = 0; i < count * size; ++i) ++begin[chosen[i] + 1];
+      : n(n), stride(cut.filled(n)), begin(4 * cut.groups(n) + 1), memberships(count * size), members(count * stride) {
+    const auto quarter_of = [&](int64_t sample) {
+      const int64_t group = sample / kLargest;
+      return 4 * group + sample % kLargest / cut.layout(n, group).quarter();
+    };
+    for (int64_t i = 0; i < count * size; ++i) ++begin[quarter_of(chosen[i]) + 1];
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
     std::vector<int64_t> next(begin.begin(), begin.end() - 1);
     for (int64_t s = 0; s < count; ++s)
       for (int64_t i = 0; i < size; ++i) {
-        const int64_t sample = chosen[s * size + i];
-        subsets[next[sample]++] = int32_t(s);
+        const int64_t sample = chosen[s * size + i], quarter = quarter_of(sample);
+        const int64_t row = sample % kLargest % cut.layout(n, quarter / 4).quarter();
+        memberships[next[quarter]++] = {int32_t(s), int32_t(row)};
         members[s * stride + sample] = -1;
       }
   }
 
   Side side(const FixedSamples& samples, const int64_t* chosen) const {
-    return {&samples, chosen, int64_t(begin.size()) - 1, begin.data(), subsets.data(), members.data(), stride};
+    return {&samples, chosen, n, begin.data(), memberships.data(), members.data(), stride};
   }
 };
 
@@ -114,7 +123,7 @@ class Worker {
   Worker(const PolynomialMmd& mmd, const Cut& cut, const GroupLayout& largest)
       : mmd_(mmd), cut_(cut), left_(largest, cut.kept), right_(largest, 1), slices_(kParts * kSliceBytes),
         rows_(largest.samples()), own_(kOperands * largest.quarter()), sums_(largest.samples() * largest.samples()),
-        inner_(7 * largest.quarter() * largest.quarter()), values_(largest.samples()) {}
+        inner_(7 * largest.quarter() * largest.quarter()), values_(largest.quarter() * largest.quarter()) {}
 
   // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with group `column` of y that are in a subset;
   // of a side with itself those up to the diagonal, each in both orders, and no sample with itself.
@@ -143,28 +152,28 @@ class Worker {
     make_operands(to.layout, rows_.data(), terms, to.operands, slices_.begin(), own_.begin());
   }
 
-  // k of one row of a group with all columns of another into values_.
-  FASTGAN_AVX2 void row_values(const Group& x, int64_t row, const Group& y, bool same) {
-    const int64_t quarter = x.layout.quarter(), in_quarter = row % quarter, products = quarter * y.layout.quarter();
-    const __m256 unit = _mm256_set1_ps(mmd_.gamma * x.units[row]), shift = _mm256_set1_ps(mmd_.shift),
-                 base = _mm256_set1_ps(x.base[!same][row]), middle = _mm256_set1_ps(mmd_.middle);
-    int64_t column = 0;
-    for (int64_t part = row / quarter * 4; column < y.layout.samples(); ++part) {
-      const __m256i of_row = _mm256_set1_epi32(x.operands.pairs[part * quarter + in_quarter]);
-      const int32_t* of_columns = y.operands.pairs + part * y.layout.quarter();
-      const int32_t* sums = sums_.begin() + part * products + in_quarter * kPanel;
-      for (int64_t panel = 0; panel < y.layout.panels; ++panel, sums += x.layout.panels * kTile)
-        for (int64_t half = 0; half < kPanel; half += 8, of_columns += 8, column += 8) {
-          const __m256i pairs = _mm256_add_epi32(of_row, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(of_columns)));
-          const __m256i sum = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + half));
-          const __m256 product = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, pairs));
-          const __m256 units = _mm256_mul_ps(unit, _mm256_load_ps(y.units + column));
-          const __m256 bases = _mm256_add_ps(base, _mm256_load_ps(y.base[!same] + column));
-          const __m256 value = _mm256_add_ps(_mm256_fmadd_ps(product, units, bases), middle);
-          __m256 power = value;
-          for (int i = 1; i < mmd_.degree; ++i) power = _mm256_mul_ps(power, value);
-          _mm256_store_ps(values_.begin() + column, _mm256_sub_ps(power, shift));
-        }
+  // k of a part, a quarter of one group with a quarter of another, into values_ [rows, columns].
+  FASTGAN_AVX2 void part_values(const Group& x, const Group& y, int64_t part, bool same) {
+    const int64_t rows = x.layout.quarter(), columns = y.layout.quarter();
+    const int32_t *const sums = sums_.begin() + part * rows * columns, *const of_rows = x.operands.pairs + part * rows,
+                  *const of_columns = y.operands.pairs + part * columns;
+    const float *const row_units = x.units + part / 4 * rows, *const row_base = x.base[!same] + part / 4 * rows,
+                *const column_units = y.units + part % 4 * columns, *const column_base = y.base[!same] + part % 4 * columns;
+    const __m256 shift = _mm256_set1_ps(mmd_.shift), middle = _mm256_set1_ps(mmd_.middle);
+    for (int64_t row = 0; row < rows; ++row) {
+      const __m256 unit = _mm256_set1_ps(mmd_.gamma * row_units[row]), base = _mm256_set1_ps(row_base[row]);
+      const __m256i of_row = _mm256_set1_epi32(of_rows[row]);
+      for (int64_t column = 0; column < columns; column += 8) {
+        const int32_t* const at = sums + column / kPanel * kPanel * rows + row * kPanel + column % kPanel;
+        const __m256i pairs = _mm256_add_epi32(of_row, _mm256_load_si256(reinterpret_cast<const __m256i*>(of_columns + column)));
+        const __m256i sum = _mm256_sub_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)), pairs);
+        const __m256 units = _mm256_mul_ps(unit, _mm256_load_ps(column_units + column));
+        const __m256 bases = _mm256_add_ps(base, _mm256_load_ps(column_base + column));
+        const __m256 value = _mm256_add_ps(_mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), units, bases), middle);
+        __m256 power = value;
+        for (int i = 1; i < mmd_.degree; ++i) power = _mm256_mul_ps(power, value);
+        _mm256_store_ps(values_.begin() + row * columns + column, _mm256_sub_ps(power, shift));
+      }
     }
   }
 
@@ -173,34 +182,44 @@ class Worker {
     return _mm256_castsi256_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(members))));
   }
 
-  // Adds the sum of the first `count` values_ of members, that many times, in four parts. count: a multiple of 64
-  FASTGAN_AVX2 void among(const int8_t* members, int64_t count, double times, double* sum) const {
-    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t i = 0; i < count; i += 32)
-      for (int s = 0; s < 4; ++s) {
-        const __m256 of_members = _mm256_and_ps(mask_of(members + i + 8 * s), _mm256_load_ps(values_.begin() + i + 8 * s));
-        sums[s] = _mm256_add_ps(sums[s], of_members);
-      }
-    const __m256 all = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
-    const __m256d four =
-        _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)), _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1)));
-    _mm256_storeu_pd(sum, _mm256_fmadd_pd(four, _mm256_set1_pd(times), _mm256_loadu_pd(sum)));
+  // Adds to sums [subsets, 4 parts] those of values_ over pairs of a subset's rows with its columns, that many times.
+  // members: [subsets, stride], from the first column on
+  template <int kPanels>
+  FASTGAN_AVX2 void among(const Membership* row, const Membership* end, const int8_t* members, int64_t stride, double times,
+                          double* sums) const {
+    while (row < end) {
+      const int32_t subset = row->subset;
+      __m256 columns[2 * kPanels];
+      for (__m256& eight : columns) eight = _mm256_setzero_ps();
+      for (; row < end && row->subset == subset; ++row)
+        for (int v = 0; v < 2 * kPanels; ++v)
+          columns[v] = _mm256_add_ps(columns[v], _mm256_load_ps(values_.begin() + row->row * kPanels * kPanel + 8 * v));
+      __m256 all = _mm256_setzero_ps();
+      for (int v = 0; v < 2 * kPanels; ++v)
+        all = _mm256_add_ps(all, _mm256_and_ps(columns[v], mask_of(members + subset * stride + 8 * v)));
+      const __m256d four =
+          _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(all)), _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1)));
+      double* const sum = sums + 4 * subset;
+      _mm256_storeu_pd(sum, _mm256_fmadd_pd(four, _mm256_set1_pd(times), _mm256_loadu_pd(sum)));
+    }
   }
 
   // Sums of k, whose products sums_ has, over pairs of group i of x with group j of y.
   void add(const Side& x, int64_t i, const Group& rows, const Side& y, int64_t j, const Group& columns, double* sums) {
     const bool same = &x == &y, on_diagonal = same && i == j;
-    const int64_t first = i * kLargest, count = std::min(kLargest, x.count - first);
     const double times = same && !on_diagonal ? 2 : 1;
-    for (int64_t row = 0; row < count; ++row) {
-      const int64_t begin = x.begin[first + row], end = x.begin[first + row + 1];
-      if (begin == end) continue;
-      row_values(rows, row, columns, same);
-      if (on_diagonal) values_.begin()[row] = 0;
-      for (int64_t s = begin; s < end; ++s) {
-        const int32_t subset = x.subsets[s];
-        among(y.members + subset * y.stride + j * kLargest, columns.layout.samples(), times, sums + 4 * subset);
-      }
+    const int64_t quarter = columns.layout.quarter();
+    for (int64_t part = 0; part < kParts; ++part) {
+      part_values(rows, columns, part, same);
+      if (on_diagonal && part / 4 == part % 4)
+        for (int64_t sample = 0; sample < quarter; ++sample) values_.begin()[sample * (quarter + 1)] = 0;
+      const auto sum = columns.layout.panels == 4   ? &Worker::among<4>
+                       : columns.layout.panels == 3 ? &Worker::among<3>
+                       : columns.layout.panels == 2 ? &Worker::among<2>
+                                                    : &Worker::among<1>;
+      const int64_t* const begin = x.begin + 4 * i + part / 4;
+      (this->*sum)(x.memberships + begin[0], x.memberships + begin[1], y.members + j * kLargest + part % 4 * quarter, y.stride,
+                   times, sums);
     }
   }
 

@@ -39,7 +39,7 @@ ROWS, COLUMNS = 1024, 2048  # kernel values at a time: 8 MB
 MULTIPLE = 64  # features of a sample in fixed point: filled up with zeros
 LARGEST, LONGEST = 4095, 46_000  # of a value, so that eight add up in 16 bits; norm, so that products fit in 32
 PRECISION = 3e-9  # of a kernel value, of the mean over subsets
-BLOCK = 2048  # samples a side of a block of pairs, which a thread takes
+BLOCK, GROUP = 2048, 256  # samples a side of the pairs that a thread takes
 APART = 1.15  # time of a pair subset by subset, over that of one among all pairs
 
 # n samples a side, features, subsets, size: test and benchmark share them
@@ -66,7 +66,7 @@ def polynomial_mmd(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: 
     size = first.shape[1]
     within, across = len(x) ** 2 + len(y) ** 2, len(x) * len(y)
     shared = within / 2 + across < APART * 2 * len(first) * size**2
-    if _is_fixed_point_here(x, _blocks(x, y) if shared else len(first)):
+    if _is_fixed_point_here(x, _parts(x, y) if shared else len(first)):
         fixed = fixed_point(x, y, kernel, *first.shape)
         if fixed is not None:
             return native(fixed, first, second, kernel, shared)
@@ -101,10 +101,11 @@ class Fixed:
         return tuple(each.data_ptr() for each in (self.values[which], self.units[which], base[0], base[1]))
 
 
-def _blocks(x: Tensor, y: Tensor) -> int:
-    """Of pairs within and across."""
-    sides = sum(math.ceil(len(z) / BLOCK) for z in (x, y))
-    return sides * (sides + 1) // 2
+def _parts(x: Tensor, y: Tensor) -> int:
+    """Of all pairs, that threads take."""
+    columns = [math.ceil(len(z) / GROUP) for z in (x, y)]
+    within = sum(sum(range(count, 0, -(BLOCK // GROUP))) for count in columns)  # each block's with those after it
+    return within + math.ceil(len(x) / BLOCK) * columns[1]
 
 
 def _is_fixed_point_here(x: Tensor, parts: int) -> bool:
