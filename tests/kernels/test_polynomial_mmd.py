@@ -64,7 +64,7 @@ def test_cases(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exact.abs().min() > 100 * bound(x, y, size, kernel)  # so that the bound tells something
 
 
-@pytest.mark.parametrize("size", [2, 3, 15, 16, 17, 63, 64, 65, 127, 129, 193, 256, 257, 300])
+@pytest.mark.parametrize("size", [2, 3, 15, 16, 17, 63, 64, 65, 127, 129, 193, 256, 257, 300, 350, 410, 512])
 @pytest.mark.parametrize("d", [1, 15, 63, 64, 65, 200, 511, 513])
 def test_every_size_around_a_panel_and_a_block(size: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, x, y = Kernel(3, 1 / d, 1.0), samples(size + 10, d), samples(size + 5, d, 5)
