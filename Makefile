@@ -38,7 +38,7 @@ demo: $(STAMP)
 	@$(BIN)/fastgan train --preset digits --out runs/digits
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal -q --durations=12 $(if $(K),-k "$(K)")
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist worksteal -q --durations=12 $(if $(K),-k "$(K)")
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
