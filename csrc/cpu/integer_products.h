@@ -47,8 +47,8 @@ constexpr Factors kLeft = {{1, 0, 0, 1}, {0, 0, 1, 1}, {1, 0, 0, 0}, {0, 0, 0, 1
 constexpr Factors kRight = {{1, 0, 0, 1}, {1, 0, 0, 0}, {0, 0, 1, -1}, {-1, 1, 0, 0}, {0, 0, 0, 1}, {1, 0, 1, 0}, {0, 1, 0, 1}};
 constexpr Factors kOut = {{1, 0, 0, 1}, {0, 0, 1, -1}, {0, 1, 0, 1}, {1, 0, 1, 0}, {-1, 1, 0, 0}, {0, 0, 0, 1}, {1, 0, 0, 0}};
 
-// Of 16 parts, by four rows and four columns, one of a quarter.
-constexpr int result_part(int quarter, int part) { return (quarter / 2 * 2 + part / 2) * 4 + quarter % 2 * 2 + part % 2; }
+// Number of a quarter's part among all 16, four rows by four columns.
+constexpr int part_of(int quarter, int part) { return (quarter / 2 * 2 + part / 2) * 4 + quarter % 2 * 2 + part % 2; }
 
 // The parts that take part in one of the 49, by twice seven factors: at most four with either sign.
 struct Terms {
@@ -63,7 +63,7 @@ struct AllTerms {
       for (int outer = 0; outer < 4; ++outer)
         for (int inner = 0; inner < 4; ++inner) {
           const int sign = factors[i / 7][outer] * factors[i % 7][inner];
-          const int part = result_part(outer, inner);
+          const int part = part_of(outer, inner);
           if (sign > 0) of[i].plus[of[i].pluses++] = part;
           if (sign < 0) of[i].minus[of[i].minuses++] = part;
         }
@@ -172,7 +172,7 @@ FASTGAN_AVX2 void seven_to_result(const int32_t* inner, int64_t count, int32_t* 
       if (factor == 0) continue;
       for (int part = 0; part < 4; ++part)
         for (int v = 0; v < 2; ++v) {
-          auto* const to = reinterpret_cast<__m256i*>(out + result_part(quarter, part) * count + i + 8 * v);
+          auto* const to = reinterpret_cast<__m256i*>(out + part_of(quarter, part) * count + i + 8 * v);
           const __m256i before = is_first(kOuter, quarter) ? _mm256_setzero_si256() : *to;
           *to = factor > 0 ? _mm256_add_epi32(before, c[part][v]) : _mm256_sub_epi32(before, c[part][v]);
         }

@@ -1,6 +1,7 @@
 #include "polynomial_mmd.h"
 
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "integer_products.h"
@@ -19,10 +20,12 @@ int64_t parts(int64_t count, int64_t of) { return (count + of - 1) / of; }
 // Sides into groups, and those into blocks. All groups are as large as they can be but a side's last.
 struct Cut {
   int64_t features;
-  int64_t kept;  // groups of a block
+  int64_t kept;         // groups of a block
+  GroupLayout largest;  // of all groups
 
   // most: samples of a side
-  Cut(int64_t features, int64_t most) : features(features), kept(std::min(kGroups, groups(most))) {}
+  Cut(int64_t features, int64_t most)
+      : features(features), kept(std::min(kGroups, groups(most))), largest(layout(most, 0)) {}
 
   int64_t groups(int64_t count) const { return parts(count, kLargest); }
   int64_t blocks(int64_t count) const { return parts(groups(count), kept); }
@@ -65,17 +68,17 @@ struct Members {
 
   Members(const int64_t* chosen, int64_t count, int64_t size, int64_t n, const Cut& cut)
       : n(n), stride(cut.filled(n)), begin(4 * cut.groups(n) + 1), memberships(count * size), members(count * stride) {
-    const auto quarter_of = [&](int64_t sample) {
-      const int64_t group = sample / kLargest;
-      return 4 * group + sample % kLargest / cut.layout(n, group).quarter();
+    const auto place_of = [&](int64_t sample) {  // number of its quarter, among all, and its row in there
+      const int64_t group = sample / kLargest, in_group = sample % kLargest, quarter = cut.layout(n, group).quarter();
+      return std::pair(4 * group + in_group / quarter, in_group % quarter);
     };
-    for (int64_t i = 0; i < count * size; ++i) ++begin[quarter_of(chosen[i]) + 1];
+    for (int64_t i = 0; i < count * size; ++i) ++begin[place_of(chosen[i]).first + 1];
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
     std::vector<int64_t> next(begin.begin(), begin.end() - 1);
     for (int64_t s = 0; s < count; ++s)
       for (int64_t i = 0; i < size; ++i) {
-        const int64_t sample = chosen[s * size + i], quarter = quarter_of(sample);
-        const int64_t row = sample % kLargest % cut.layout(n, quarter / 4).quarter();
+        const int64_t sample = chosen[s * size + i];
+        const auto [quarter, row] = place_of(sample);
         memberships[next[quarter]++] = {int32_t(s), int32_t(row)};
         members[s * stride + sample] = -1;
       }
@@ -119,11 +122,10 @@ class Groups {
 // Sums of k over pairs of samples, block by block, in the memory of one thread.
 class Worker {
  public:
-  // largest: group
-  Worker(const PolynomialMmd& mmd, const Cut& cut, const GroupLayout& largest)
-      : mmd_(mmd), cut_(cut), left_(largest, cut.kept), right_(largest, 1), slices_(kParts * kSliceBytes),
-        rows_(largest.samples()), own_(kOperands * largest.quarter()), sums_(largest.samples() * largest.samples()),
-        inner_(7 * largest.quarter() * largest.quarter()), values_(largest.quarter() * largest.quarter()) {}
+  Worker(const PolynomialMmd& mmd, const Cut& cut)
+      : mmd_(mmd), cut_(cut), left_(cut.largest, cut.kept), right_(cut.largest, 1), slices_(kParts * kSliceBytes),
+        rows_(cut.largest.samples()), own_(kOperands * cut.largest.quarter()), sums_(kParts * products()),
+        inner_(7 * products()), values_(products()) {}
 
   // Adds to sums [subsets, 4 parts] those of k over the pairs of block `row` of x with group `column` of y that are in a subset;
   // of a side with itself those up to the diagonal, each in both orders, and no sample with itself.
@@ -142,6 +144,9 @@ class Worker {
   }
 
  private:
+  // Of the largest part.
+  int64_t products() const { return cut_.largest.quarter() * cut_.largest.quarter(); }
+
   void pack(const Side& from, int64_t group, const AllTerms& terms, const Group& to) {
     for (int64_t i = 0; i < to.layout.samples(); ++i) {
       const int64_t sample = from.at(group * kLargest + i);
@@ -244,12 +249,12 @@ struct Totals {
 class Blocks {
  public:
   Blocks(const Cut& cut, int64_t of_x, int64_t of_y) {
-    for (int64_t row = 0; row < cut.blocks(of_x); ++row) {
-      for (int64_t column = row * cut.kept; column < cut.groups(of_x); ++column) places_.push_back({0, row, 0, column});
-      for (int64_t column = 0; column < cut.groups(of_y); ++column) places_.push_back({0, row, 1, column});
-    }
-    for (int64_t row = 0; row < cut.blocks(of_y); ++row)
-      for (int64_t column = row * cut.kept; column < cut.groups(of_y); ++column) places_.push_back({1, row, 1, column});
+    const int64_t counts[2] = {of_x, of_y};
+    for (int first = 0; first < 2; ++first)
+      for (int64_t row = 0; row < cut.blocks(counts[first]); ++row)
+        for (int second = first; second < 2; ++second)
+          for (int64_t column = second == first ? row * cut.kept : 0; column < cut.groups(counts[second]); ++column)
+            places_.push_back({first, row, second, column});
   }
 
   int64_t count() const { return int64_t(places_.size()); }
@@ -278,14 +283,13 @@ double distance(const PolynomialMmd& mmd, double within, double across) {
 
 void by_subsets(const PolynomialMmd& mmd, int threads) {
   const Cut cut(mmd.features, mmd.size);
-  const GroupLayout largest = cut.layout(mmd.size, 0);
   const Blocks blocks(cut, mmd.size, mmd.size);
   std::vector<int64_t> everyone(mmd.size);
   std::iota(everyone.begin(), everyone.end(), 0);
   const Members all(everyone.data(), 1, mmd.size, mmd.size, cut);
 #pragma omp parallel num_threads(threads)
   {
-    Worker worker(mmd, cut, largest);
+    Worker worker(mmd, cut);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t s = 0; s < mmd.subsets; ++s) {
       const Side sides[2] = {all.side(mmd.x, mmd.first + s * mmd.size), all.side(mmd.y, mmd.second + s * mmd.size)};
@@ -297,9 +301,7 @@ void by_subsets(const PolynomialMmd& mmd, int threads) {
 }
 
 void by_pairs(const PolynomialMmd& mmd, int threads) {
-  const int64_t most = std::max(mmd.x.n, mmd.y.n);
-  const Cut cut(mmd.features, most);
-  const GroupLayout largest = cut.layout(most, 0);
+  const Cut cut(mmd.features, std::max(mmd.x.n, mmd.y.n));
   const Blocks blocks(cut, mmd.x.n, mmd.y.n);
   const Members in_x(mmd.first, mmd.subsets, mmd.size, mmd.x.n, cut);
   const Members in_y(mmd.second, mmd.subsets, mmd.size, mmd.y.n, cut);
@@ -308,7 +310,7 @@ void by_pairs(const PolynomialMmd& mmd, int threads) {
   std::vector<double> sums(2 * blocks.count() * each);  // each block's own, so that they add up in one order
 #pragma omp parallel num_threads(threads)
   {
-    Worker worker(mmd, cut, largest);
+    Worker worker(mmd, cut);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < blocks.count(); ++i) {
       double* const own = sums.data() + 2 * i * each;
