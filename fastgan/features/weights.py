@@ -28,31 +28,31 @@ TIMEOUT = 60.0  # seconds without a byte
 
 @dataclass(frozen=True)
 class Published:
-    """A published file of weights.
+    """A published file of weights, and the SHA-256 of all of it.
 
-    sha256: all of it where it is known, else the digits that its publisher put into its name
+    Of the Inception, VGG16 and AlexNet their publishers give the first eight digits, in the name; the others are those
+    that people who downloaded the files have recorded independently of each other.
     """
 
     name: str
     url: str
     sha256: str
 
-    @property
-    def verified(self) -> str:
-        """How far a file that passed is known to be the published one, in words."""
-        if len(self.sha256) == 64:
-            return "SHA-256 verified"
-        return f"first {len(self.sha256)} digits of its SHA-256 verified, which is all that was published"
-
 
 INCEPTION = Published(
     "pt_inception-2015-12-05-6726825d.pth",
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "6726825d",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
-VGG16 = Published("vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
+VGG16 = Published(
+    "vgg16-397923af.pth",
+    "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+)
 ALEXNET = Published(
-    "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"
+    "alexnet-owt-7be5be79.pth",
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
 )
 _HEADS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1"
 LPIPS_ALEX = Published(
@@ -115,13 +115,13 @@ def obtain(
 def _read_verified(path: Path, published: Published, *, own: bool) -> Weights:
     """own: a file that the user named, which may be another than the published one."""
     sha256 = file_hash(path)
-    matches = sha256.startswith(published.sha256)
+    matches = sha256 == published.sha256
     if not matches and (not own or path.name == published.name):
         raise FastganError(
-            f"{path}: expected SHA-256 {published.sha256}{'...' if len(published.sha256) < 64 else ''}, got "
-            f"{sha256[:16]}...: truncated or not what {published.url} holds; remove it and get it again"
+            f"{path}: expected SHA-256 {published.sha256[:16]}..., got {sha256[:16]}...: truncated or "
+            f"not what {published.url} holds; remove it and get it again"
         )
-    note = published.verified if matches else f"not the published {published.name}: SHA-256 {sha256[:16]}..."
+    note = "SHA-256 verified" if matches else f"not the published {published.name}: SHA-256 {sha256[:16]}..."
     return Weights(read_tensors(path), str(path), sha256, note)
 
 
@@ -187,10 +187,10 @@ def _download(published: Published, path: Path, progress: Callable[[int, int], N
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total)
-        if not digest.hexdigest().startswith(published.sha256):
+        if digest.hexdigest() != published.sha256:
             raise FastganError(
                 f"{published.url}: got {done:,} of {total or done:,} bytes with SHA-256 {digest.hexdigest()[:16]}..., "
-                f"expected {published.sha256[:16]}; try again, or get the file by other means"
+                f"expected {published.sha256[:16]}...; try again, or get the file by other means"
             )
         shutil.move(temporary, path)
     except (OSError, urllib.error.URLError, ValueError) as error:

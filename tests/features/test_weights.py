@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import re
 import urllib.error
 from dataclasses import replace
 from email.message import Message
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 
 from fastgan.errors import FastganError
 from fastgan.features import weights
-from fastgan.features.weights import INCEPTION, LPIPS_ALEX, Published, obtain, read_tensors
+from fastgan.features.weights import ALEXNET, INCEPTION, VGG16, Published, obtain, read_tensors
 
 
 def saved(state: object) -> bytes:
@@ -115,15 +116,22 @@ def test_another_file_is_taken_and_said_to_be_another(tmp_path: Path) -> None:
     assert found.sha256 == hashlib.sha256(mine.read_bytes()).hexdigest()
 
 
-def test_a_published_prefix_is_verified_and_said_to_be_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("published", [INCEPTION, VGG16, ALEXNET])
+def test_the_whole_hash_begins_with_the_digits_that_the_publisher_put_into_the_name(published: Published) -> None:
+    assert re.fullmatch("[0-9a-f]{64}", published.sha256)
+    assert published.sha256[:8] == published.name.removesuffix(".pth").rpartition("-")[2]
+    assert published.url.endswith(f"/{published.name}")
+
+
+@pytest.mark.parametrize("place", ["its first digit", "its ninth digit", "its last digit"])
+def test_every_digit_counts(tmp_path: Path, place: str) -> None:
     mine = tmp_path / "net-x.pth"
     mine.write_bytes(DATA)
-    short = replace(PUBLISHED, sha256=SHA256[:8])
-    assert obtain(short, mine).note == "first 8 digits of its SHA-256 verified, which is all that was published"
-    with pytest.raises(FastganError):
-        obtain(replace(PUBLISHED, sha256="0" * 8), mine)
-    assert len(LPIPS_ALEX.sha256) == 64
-    assert INCEPTION.name.endswith(f"{INCEPTION.sha256}.pth")
+    assert obtain(PUBLISHED, mine).note == "SHA-256 verified"
+    at = {"its first digit": 0, "its ninth digit": 8, "its last digit": 63}[place]
+    other = SHA256[:at] + f"{int(SHA256[at], 16) ^ 1:x}" + SHA256[at + 1 :]
+    with pytest.raises(FastganError, match="truncated or not what"):
+        obtain(replace(PUBLISHED, sha256=other), mine)
 
 
 class Evil:
