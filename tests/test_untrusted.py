@@ -203,16 +203,21 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def fuzz_packs(packs: dict[str, Path], folder: Path, seed: int, examples: int) -> tuple[int, int]:
-    """How many of the mutated packs could still be read, and how many could not; every image of each is asked for."""
+    """How many of the packs could be read, and how many could not; every image of each is asked for.
+
+    One in ten stays as it is: hardly any change is harmless, and how many are depends on the paths in the index.
+    """
     chance, good, refused = random.Random(seed), 0, 0
-    for _ in range(examples):
+    for number in range(examples):
         kind = chance.choice(list(packs))
         target = folder / "pack"
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(packs[kind], target)
         path = chance.choice([p for p in sorted(target.iterdir()) if p.stat().st_size])
         data = path.read_bytes()
-        if path.suffix == ".json" and chance.random() < 0.7:
+        if number % 10 == 0:
+            pass
+        elif path.suffix == ".json" and chance.random() < 0.7:
             path.write_bytes(mutate_json(data, chance))
         else:
             path.write_bytes(mutate(data, chance))
@@ -276,7 +281,7 @@ def fuzz_checkpoints(folder: Path, seed: int, examples: int) -> tuple[int, int]:
 def test_random_bytes_in_a_pack(packs: dict[str, Path], tmp_path: Path) -> None:
     good, refused = fuzz_packs(packs, tmp_path, seed=0, examples=120)
     assert refused > 60
-    assert good > 0
+    assert good >= 12
     assert {p.name for p in tmp_path.iterdir()} == {"pack"}
 
 
