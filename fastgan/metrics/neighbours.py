@@ -17,6 +17,7 @@ from torch import Tensor
 from fastgan.errors import FastganError
 
 TILE = 1024  # rows and columns of one tile of distances: it fits in a cache
+STRIP = 128  # rows that go through fp64 at a time: the copies stay in a cache
 SPARE = 8  # neighbours kept beyond the k-th, so that the k-th is certain
 PAIRS = 1 << 22  # numbers per pass over exact differences
 OPEN = 16  # points whose neighbours fp32 leaves open, above which all go through fp64
@@ -74,8 +75,10 @@ def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
     x, y = prepare(real, fake)
     kinds = sorted({rule.k for rule in rules})
     radii = [dict(zip(kinds, nearest(points, kinds), strict=True)) for points in (x, y)]
-    found = [(rule, radii[0][rule.k], radii[1][rule.k]) for rule in rules]
-    return inside(x, y, found)
+    different = list(dict.fromkeys(rules))
+    found = [(rule, radii[0][rule.k], radii[1][rule.k]) for rule in different]
+    by_rule = dict(zip(different, inside(x, y, found), strict=True))
+    return [by_rule[rule] for rule in rules]
 
 
 def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
@@ -92,7 +95,7 @@ def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
 
 def points(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Points:
     short = torch.empty(given.shape, dtype=dtype, device=given.device)
-    for rows in spans(len(given)):
+    for rows in spans(len(given), STRIP):
         short[rows] = ((given[rows].double() - centre) / scale).to(dtype)
     norms = squares(short, 0.0).to(dtype)
     return Points(given, short, norms, norms * ((given.shape[1] + 16) * torch.finfo(dtype).eps / 2), centre, scale)
@@ -100,14 +103,15 @@ def points(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> P
 
 def squares(given: Tensor, centre: Tensor | float) -> Tensor:
     """[n, d] -> [n] fp64, without an fp64 copy of everything."""
-    return torch.cat([(given[rows].double() - centre).square().sum(1) for rows in spans(len(given))])
+    return torch.cat([(given[rows].double() - centre).square().sum(1) for rows in spans(len(given), STRIP)])
 
 
 def reliable(some: Points) -> bool:
     """Whether products keep their bound on this device: they do not where fp32 means TF32 or bf16 inside."""
-    rows = some.short[:: max(1, len(some) // 16)]
-    error = (rows @ some.short.mT - (rows.double() @ some.short.double().mT)).abs()
-    bound = some.margin[:: max(1, len(some) // 16), None] + some.margin
+    few, many = (slice(None, None, max(1, len(some) // count)) for count in (16, TILE))
+    rows, columns = some.short[few], some.short[many]
+    error = (rows @ columns.mT - (rows.double() @ columns.double().mT)).abs()
+    bound = some.margin[few, None] + some.margin[many]
     return bool((2 * error <= bound / 4 + torch.finfo(torch.float32).tiny).all())
 
 
