@@ -125,6 +125,16 @@ def tile(x: Points, rows: slice, y: Points, columns: slice) -> Tensor:
     return out.add_((x.squares - x.margin)[rows, None])
 
 
+def square(x: Points, rows: slice) -> Tensor:
+    """The tile of rows with themselves, of which three quarters are multiplied; infinite on the diagonal."""
+    middle = (rows.start + rows.stop) // 2
+    above, below, half = slice(rows.start, middle), slice(middle, rows.stop), middle - rows.start
+    out = torch.cat((tile(x, above, x, rows), x.short.new_empty(rows.stop - middle, rows.stop - rows.start)))
+    out[half:, half:] = tile(x, below, x, below)
+    out[half:, :half] = out[:half, half:].mT
+    return out.fill_diagonal_(torch.inf)
+
+
 def exactly(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
     """[p] distances of the pairs x[i], y[j] from differences in fp64: the same for the same pair, whoever asks."""
     parts = []
@@ -179,12 +189,12 @@ def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
         for columns in spans(len(x)):
             if columns.start < rows.start:
                 continue
-            distances = tile(x, rows, x, columns)
             if columns.start == rows.start:
-                distances.fill_diagonal_(torch.inf)
-            else:
-                merge(columns, distances.mT.contiguous(), rows.start)
+                merge(rows, square(x, rows), rows.start)
+                continue
+            distances = tile(x, rows, x, columns)
             merge(rows, distances, columns.start)
+            merge(columns, distances.mT.contiguous(), rows.start)
     return near, who
 
 
