@@ -215,12 +215,9 @@ def fuzz_packs(packs: dict[str, Path], folder: Path, seed: int, examples: int) -
         shutil.copytree(packs[kind], target)
         path = chance.choice([p for p in sorted(target.iterdir()) if p.stat().st_size])
         data = path.read_bytes()
-        if number % 10 == 0:
-            pass
-        elif path.suffix == ".json" and chance.random() < 0.7:
-            path.write_bytes(mutate_json(data, chance))
-        else:
-            path.write_bytes(mutate(data, chance))
+        if number % 10:
+            of_json = path.suffix == ".json" and chance.random() < 0.7
+            path.write_bytes(mutate_json(data, chance) if of_json else mutate(data, chance))
         try:
             images = open_pack(target, DataOptions(path=str(target), size=8, workers=1))
             made = images.read(np.arange(len(images)))

@@ -124,6 +124,11 @@ def vgg16() -> dict[str, Any]:
     return {name: some(tap.numpy()) for name, tap in zip(("fc2", "fc2_relu"), taps, strict=True)}
 
 
+def trunk_names(model: Any) -> dict[str, str]:
+    """torchvision's names of the trunk's weights ("features.3.bias") by those of an lpips.LPIPS ("slice2.3.bias")."""
+    return {own: f"features.{own.rpartition('slice')[2][2:]}" for own in model.net.state_dict()}
+
+
 def lpips() -> dict[str, Any]:
     import lpips as package
     import torch
@@ -132,11 +137,9 @@ def lpips() -> dict[str, Any]:
     out = {}
     for net in ("alex", "vgg"):
         model = package.LPIPS(net=net, pnet_rand=True, verbose=False)
-        shapes = {f"features.{k.rpartition('slice')[2][2:]}": v.shape for k, v in model.net.state_dict().items()}
-        trunk = weights(shapes)
-        model.net.load_state_dict(
-            {k: torch.from_numpy(trunk[f"features.{k.rpartition('slice')[2][2:]}"]) for k in model.net.state_dict()}
-        )
+        names = trunk_names(model)
+        trunk = weights({names[k]: v.shape for k, v in model.net.state_dict().items()})
+        model.net.load_state_dict({own: torch.from_numpy(trunk[name]) for own, name in names.items()})
         with torch.inference_mode():
             for name, parameter in model.named_parameters():
                 if name.startswith("lin"):

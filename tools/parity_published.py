@@ -25,13 +25,14 @@ from unittest import mock
 
 import numpy as np
 
-from tools.parity_networks import some
+from tools.parity_networks import some, trunk_names
 
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "published.json"
 INCEPTION, TRUNKS = "inception.pth", {"alex": "alexnet.pth", "vgg": "vgg16.pth"}
 # torchmetrics' documentation where the seed is 123 (its later one draws other images), and the LPIPS distances that
 # ports of the package quote as its own.
 PUBLISHED = {"FID of 64 features": 12.7202, "KID": 0.0337, "its std": 0.0023, "vgg": [0.569, 0.422]}
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # which scikit-learn brings along
 SETS = {"64 pixels": (100, 64), "400 pixels": (40, 400)}  # crops of each photograph: how many, and their sides
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "torch-fidelity", "torchmetrics", "pytorch-fid", "clean-fid")
 
@@ -45,13 +46,25 @@ def drawn() -> tuple[Any, Any]:
 
 
 def crops(photograph: str, count: int, side: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """[count, side, side, 3] of "china.jpg" or "flower.jpg", which scikit-learn brings along."""
+    """[count, side, side, 3] of one of PHOTOGRAPHS."""
     from sklearn.datasets import load_sample_image
 
     picture = load_sample_image(photograph)
     rng = np.random.default_rng(side)
     top, left = (rng.integers(0, size - side + 1, count) for size in picture.shape[:2])
     return np.stack([picture[y : y + side, x : x + side] for y, x in zip(top, left, strict=True)])
+
+
+def write_crops(parent: Path, count: int, side: int) -> tuple[Path, Path]:
+    """Two folders of PNG files in `parent`: crops of the one photograph, and of the other."""
+    from PIL import Image
+
+    folders = parent / "real", parent / "fake"
+    for folder, photograph in zip(folders, PHOTOGRAPHS, strict=True):
+        folder.mkdir()
+        for number, pixels in enumerate(crops(photograph, count, side)):
+            Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return folders
 
 
 def examples() -> dict[str, Any]:
@@ -91,9 +104,7 @@ def lpips(folder: Path) -> dict[str, list[float]]:
     for net, name in TRUNKS.items():
         model = package.LPIPS(net=net, pnet_rand=True, verbose=False)
         trunk = torch.load(folder / name, map_location="cpu", weights_only=True)
-        model.net.load_state_dict(
-            {k: trunk[f"features.{k.rpartition('slice')[2][2:]}"] for k in model.net.state_dict()}
-        )
+        model.net.load_state_dict({own: trunk[name] for own, name in trunk_names(model).items()})
         with torch.inference_mode():
             out[net] = [float(model(reference, other)) for other in others]
     return out
@@ -101,16 +112,8 @@ def lpips(folder: Path) -> dict[str, list[float]]:
 
 def photographs(weights: Path, count: int, side: int) -> dict[str, Any]:
     """FID, KID and some features by each package, from folders of PNG files."""
-    from PIL import Image
-
     with tempfile.TemporaryDirectory() as scratch:
-        folders = []
-        for photograph in ("china.jpg", "flower.jpg"):
-            folders.append(Path(scratch, photograph))
-            folders[-1].mkdir()
-            for number, pixels in enumerate(crops(photograph, count, side)):
-                Image.fromarray(pixels).save(folders[-1] / f"{number:03}.png")
-        real, fake = map(str, folders)
+        real, fake = map(str, write_crops(Path(scratch), count, side))
         return {
             "tensorflow": by_torch_fidelity(real, fake, weights),
             "pytorch": by_pytorch_fid(real, fake),

@@ -129,7 +129,8 @@ def square(x: Points, rows: slice) -> Tensor:
     """The tile of rows with themselves, of which three quarters are multiplied; infinite on the diagonal."""
     middle = (rows.start + rows.stop) // 2
     above, below, half = slice(rows.start, middle), slice(middle, rows.stop), middle - rows.start
-    out = torch.cat((tile(x, above, x, rows), x.short.new_empty(rows.stop - middle, rows.stop - rows.start)))
+    out = x.short.new_empty((rows.stop - rows.start, rows.stop - rows.start))
+    out[:half] = tile(x, above, x, rows)
     out[half:, half:] = tile(x, below, x, below)
     out[half:, :half] = out[:half, half:].mT
     return out.fill_diagonal_(torch.inf)

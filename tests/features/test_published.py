@@ -24,7 +24,7 @@ from fastgan.features.lpips import load_lpips
 from fastgan.features.weights import LPIPS_ALEX, LPIPS_VGG, obtain, read_tensors
 from fastgan.kernels.polynomial_mmd import Kernel, polynomial_mmd
 from tools.parity_networks import some
-from tools.parity_published import INCEPTION, PUBLISHED, SETS, TRUNKS, crops, drawn
+from tools.parity_published import INCEPTION, PHOTOGRAPHS, PUBLISHED, SETS, TRUNKS, crops, drawn, write_crops
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "published.json").read_text())
 
@@ -84,12 +84,7 @@ def test_the_published_lpips(folder: Path, net: str) -> None:
 @pytest.fixture(scope="module", params=SETS)
 def photographs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
     """Name of the set, and two folders of PNG files."""
-    folders = []
-    for photograph in ("china.jpg", "flower.jpg"):
-        folders.append(tmp_path_factory.mktemp(photograph))
-        for number, pixels in enumerate(crops(photograph, *SETS[request.param])):
-            Image.fromarray(pixels).save(folders[-1] / f"{number:03}.png")
-    return request.param, folders[0], folders[1]
+    return request.param, *write_crops(tmp_path_factory.mktemp("crops"), *SETS[request.param])
 
 
 @pytest.mark.parametrize("resize", ["tensorflow", "pytorch", "clean"])
@@ -108,6 +103,6 @@ def test_the_packages_scores_of_photographs(folder: Path, photographs: tuple[str
         assert kid.value == pytest.approx(golden["kid"], rel=1e-5)
         assert kid.values["std"] == pytest.approx(golden["kid's std"], rel=1e-4)
     if "features" in golden:
-        pixels = torch.from_numpy(crops("china.jpg", *SETS[name])).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(crops(PHOTOGRAPHS[0], *SETS[name])).permute(0, 3, 1, 2)
         found = some(torch.cat([extract(batch) for batch in pixels.split(20)]).numpy())
         assert found == pytest.approx(golden["features"], abs=2e-4)
