@@ -27,7 +27,7 @@ from benchmarks.metric_rivals import (
     prdc_by_scikit_learn,
 )
 from fastgan import metrics
-from fastgan.kernels import polynomial_mmd
+from fastgan.kernels import close_pairs, polynomial_mmd
 from fastgan.kernels.symmetric_eigenvalues import CASES, reference, symmetric_eigenvalues
 
 Array = np.ndarray[Any, Any]
@@ -57,8 +57,9 @@ def test_kid(case, ratio, device):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("n", [2000, 10_000])
-def test_prdc(n, ratio, device):
+@pytest.mark.parametrize("case", ["few", "Inception"])
+def test_prdc(case, ratio, device):
+    n = close_pairs.CASES[case][0]
     real, fake = features(1, n), features(2, n)
     x, y = (torch.from_numpy(z).to(device) for z in (real, fake))
 

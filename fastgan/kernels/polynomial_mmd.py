@@ -8,20 +8,13 @@ each, out: [subsets] fp64. A constant taken from all k changes nothing but the r
 
 The library multiplies matrices, subset by subset, or every pair of samples once where subsets share enough of them
 (`all_pairs`). On a CPU without AVX-512 fp32 features go in fixed point (csrc/cpu/polynomial_mmd.cpp): with a centre c
-and x_i = c + u_i q_i + e_i, where q_i are integers of 13 bits,
+and x_i = c + u_i q_i + e_i (fixed_point.py)
 
     x_i·y_j = c·x_i + c·y_j - c·c + u_i u_j q_i·q_j + O(e)
 
-so that only the product of integers needs pairs, and in integers less arithmetic than a product's is exact
-(csrc/cpu/integer_products.h): 49 products for 64 (Strassen 1969, "Gaussian elimination is not optimal", Numerische
-Mathematik 13, twice over), in each half the multiplications (Winograd 1968, "A new algorithm for inner product", IEEE
-Transactions on Computers C-17):
-
-    q·r = sum_k (q_2k + r_2k+1)(q_2k+1 + r_2k) - sum_k q_2k q_2k+1 - sum_k r_2k r_2k+1
-
-Strassen's sums of up to four values and Winograd's of two are why 13 bits and not 16. Rounding each feature by up to
-u_i / 2 moves out_s by about `rounding`, and the mean over subsets by less; where samples lie so far out, or are so few,
-that this exceeds PRECISION of a kernel value, the library multiplies.
+so that only the product of integers needs pairs. Rounding each feature by up to u_i / 2 moves out_s by about
+`rounding`, and the mean over subsets by less; where samples lie so far out, or are so few, that this exceeds PRECISION
+of a kernel value, the library multiplies.
 """
 
 from __future__ import annotations
@@ -33,13 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgan.kernels._runtime import EXTENSION, choose
+from fastgan.kernels._runtime import EXTENSION
+from fastgan.kernels.fixed_point import integers, is_here, parts_across, parts_within, ranges
 
 ROWS, COLUMNS = 1024, 2048  # kernel values at a time: 8 MB
-MULTIPLE = 64  # features of a sample in fixed point: filled up with zeros
-LARGEST, LONGEST = 4095, 46_000  # of a value, so that eight add up in 16 bits; norm, so that products fit in 32
 PRECISION = 3e-9  # of a kernel value, of the mean over subsets
-BLOCK, GROUP = 2048, 256  # samples a side of the pairs that a thread takes
 APART = 1.15  # time of a pair subset by subset, over that of one among all pairs
 
 # n samples a side, features, subsets, size: test and benchmark share them
@@ -66,7 +57,7 @@ def polynomial_mmd(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: 
     size = first.shape[1]
     within, across = len(x) ** 2 + len(y) ** 2, len(x) * len(y)
     shared = within / 2 + across < APART * 2 * len(first) * size**2
-    if _is_fixed_point_here(x, _parts(x, y) if shared else len(first)):
+    if _is_fixed_point_here(x, y, shared, len(first)):
         fixed = fixed_point(x, y, kernel, *first.shape)
         if fixed is not None:
             return native(fixed, first, second, kernel, shared)
@@ -101,21 +92,10 @@ class Fixed:
         return tuple(each.data_ptr() for each in (self.values[which], self.units[which], base[0], base[1]))
 
 
-def _parts(x: Tensor, y: Tensor) -> int:
-    """Of all pairs, that threads take."""
-    columns = [math.ceil(len(z) / GROUP) for z in (x, y)]
-    within = sum(sum(range(count, 0, -(BLOCK // GROUP))) for count in columns)  # each block's with those after it
-    return within + math.ceil(len(x) / BLOCK) * columns[1]
-
-
-def _is_fixed_point_here(x: Tensor, parts: int) -> bool:
-    """A thread takes whole parts: with fewer of them than threads the library is as fast."""
-    return (
-        x.dtype == torch.float32
-        and choose("polynomial_mmd", x.device).native
-        and EXTENSION.module.polynomial_mmd_here()
-        and parts >= torch.get_num_threads()
-    )
+def _is_fixed_point_here(x: Tensor, y: Tensor, shared: bool, subsets: int) -> bool:
+    """A thread takes whole parts, or subsets: with fewer of them than threads the library is as fast."""
+    parts = parts_within(len(x)) + parts_within(len(y)) + parts_across(len(x), len(y)) if shared else subsets
+    return x.dtype == torch.float32 and is_here("polynomial_mmd", x.device) and parts >= torch.get_num_threads()
 
 
 def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, subsets: int, size: int) -> Fixed | None:
@@ -123,9 +103,8 @@ def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, subsets: int, size: int) -
     x, y = x.contiguous(), y.contiguous()
     means = x.mean(0), y.mean(0)
     centre = (means[0] + means[1]) / 2  # any will do; the nearer to all samples, the finer the units
-    ranges = _range(x, centre), _range(y, centre)
-    units = tuple(torch.maximum(largest / LARGEST, norms.sqrt() / LONGEST) for norms, largest in ranges)
-    norm = torch.cat([norms for norms, _ in ranges]).double().mean()
+    norms, units = zip(ranges(x, centre), ranges(y, centre), strict=True)
+    norm = torch.cat(norms).double().mean()
     unit = torch.cat(units).double().square().mean().sqrt()
     typical = abs(kernel.coef0) + abs(kernel.gamma) * float(norm + centre.double().square().sum())
     # Subsets that share pairs share their roundings.
@@ -133,13 +112,12 @@ def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, subsets: int, size: int) -
     error = rounding(float(unit), float(norm.sqrt()), kernel, size) / math.sqrt(apart)
     if not error <= PRECISION * typical < math.inf:
         return None
-    units = tuple(each.masked_fill(each == 0, 1.0) for each in units)
     own, other = means[0] - centre, means[1] - centre
-    made = _integers(x, centre, units[0], own, other), _integers(y, centre, units[1], other, own)
+    made = integers(x, centre, units[0], own, other), integers(y, centre, units[1], other, own)
     values, alone = zip(*made, strict=True)
     # A rounding that all partners see alike is made good; what they see differently is small, and means out.
     beyond = centre.double().square().sum() / 2
-    base = [(each[0] + each[1:] - beyond) * kernel.gamma + kernel.coef0 / 2 for each in alone]
+    base = [(each[0] + each[1:3] - beyond) * kernel.gamma + kernel.coef0 / 2 for each in alone]
     half = torch.cat(base, 1).mean()
     rest = tuple((each - half).float() for each in base)
     return Fixed(values, units, rest, 2 * float(half))  # type: ignore[arg-type]
@@ -152,25 +130,6 @@ def rounding(unit: float, norm: float, kernel: Kernel, size: int) -> float:
     (2 + 2 + 4) / size².
     """
     return math.sqrt(8 * 2 / 12) * unit * norm * abs(kernel.gamma) * kernel.degree / size
-
-
-def _range(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """[n] squared norms, and largest absolute values, of x - centre."""
-    norms, largest = x.new_empty(len(x)), x.new_empty(len(x))
-    places = (norms.data_ptr(), largest.data_ptr())
-    EXTENSION.module.fixed_range_cpu(x.data_ptr(), centre.data_ptr(), x.shape, *places, torch.get_num_threads())
-    return norms, largest
-
-
-def _integers(x: Tensor, centre: Tensor, units: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Values as in Fixed, and [3, n] fp64: c·x, e·own, e·other. own, other: [d] means less the centre."""
-    n, d = x.shape
-    values = torch.empty((n, -(-d // MULTIPLE) * MULTIPLE), dtype=torch.int16)
-    alone = torch.empty((3, n), dtype=torch.float64)
-    addresses = tuple(each.data_ptr() for each in (x, centre, units, own, other))
-    made = values.data_ptr(), alone.data_ptr()
-    EXTENSION.module.to_fixed_cpu(addresses, (n, d, values.shape[1]), *made, torch.get_num_threads())
-    return values, alone
 
 
 def native(fixed: Fixed, first: Tensor, second: Tensor, kernel: Kernel, shared: bool = False) -> Tensor:

@@ -1,9 +1,15 @@
 """Balls around samples up to their k-th nearest neighbour, and which samples of another set lie in them.
 
-Squared distances come from matrix products |x|² + |y|² - 2 x·y, tile by tile, in fp32 on centred and scaled features.
-With at most (d + 16) u (|x|² + |y|²) of error each (Higham 2002, section 3.1; u = 2⁻²⁴), nearly all comparisons are
-certain; the few that are not are made again from differences in fp64. So the outcome is that of fp64, at the price of
-fp32, in memory for one tile. (fp32 distances alone put a sample at up to 1% of the typical distance from itself.)
+Squared distances come from products |x|² + |y|² - 2 x·y of centred and scaled features. Whatever the products' type, a
+bound on their error is known, so that nearly all comparisons are certain; the few that are not are made again from
+differences in fp64. So the outcome is that of fp64, at the price of
+
+    integers of 13 bits  on CPUs for which there is our C++ (kernels/close_pairs.py)
+    fp32                 elsewhere, tile by tile in memory for one: at most (d + 16) u (|x|² + |y|²) of error (Higham
+                         2002, section 3.1; u = 2⁻²⁴), where it does not mean TF32 or bf16
+    fp64                 where the bounds of those leave too much open
+
+(fp32 distances alone put a sample at up to 1% of the typical distance from itself.)
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.kernels import close_pairs
 
 TILE = 1024  # rows and columns of one tile of distances: it fits in a cache
 STRIP = 128  # rows that go through fp64 at a time: the copies stay in a cache
@@ -29,6 +36,9 @@ class Rule:
 
     k: int
     inclusive: bool
+
+    def holds(self, distance: Tensor, radius: Tensor) -> Tensor:
+        return distance <= radius if self.inclusive else distance < radius
 
 
 @dataclass(frozen=True)
@@ -46,22 +56,32 @@ class Balls:
 
 @dataclass(frozen=True)
 class Points:
-    """exact: [n, d] as given; short: [n, d] less centre, over scale, in fp32 where that is reliable; squares: [n].
+    """exact: [n, d] as given; about centre, over scale, either `fixed` or short: [n, d], squares: [n], in fp32 or fp64.
 
-    margin: [n]; the error of a squared distance of short points is at most the sum of their margins.
+    margin: [n]; the error of a squared distance is at most the sum of the margins of both points.
     """
 
     exact: Tensor
-    short: Tensor
-    squares: Tensor
-    margin: Tensor
     centre: Tensor
     scale: float
+    margin: Tensor
+    fixed: close_pairs.Bounded | None
+    short: Tensor
+    squares: Tensor
 
     def __len__(self) -> int:
         return len(self.exact)
 
-    def in_fp64(self) -> Points:
+    @property
+    def most_exact(self) -> bool:
+        return self.fixed is None and self.short.dtype == torch.float64
+
+    def finer(self) -> Points:
+        """With smaller margins."""
+        if self.fixed is not None:
+            made = points(self.exact, self.centre, self.scale, torch.float32)
+            if reliable(made):
+                return made
         return points(self.exact, self.centre, self.scale, torch.float64)
 
 
@@ -82,10 +102,12 @@ def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
 
 
 def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
-    """Both sets around the mean of all, over the largest norm."""
+    """Both sets around the mean of all, over the largest norm, as coarse as is quick."""
     centre = (real.double().sum(0) + fake.double().sum(0)) / (len(real) + len(fake))
     norm = torch.stack([squares(z, centre).amax() for z in (real, fake)]).amax()
     scale = float(norm.sqrt()) or 1.0
+    if close_pairs.is_for(len(real), len(fake), real.device):
+        return in_fixed_point(real, fake, centre, scale)
     for dtype in (torch.float32, torch.float64):
         sets = tuple(points(z, centre, scale, dtype) for z in (real, fake))
         if dtype == torch.float64 or reliable(sets[0]):
@@ -93,12 +115,28 @@ def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
     return sets[0], sets[1]
 
 
+def in_fixed_point(real: Tensor, fake: Tensor, centre: Tensor, scale: float) -> tuple[Points, Points]:
+    made = close_pairs.bounded(
+        *(close_pairs.fixed_point(strips(z, centre, scale, torch.float32)) for z in (real, fake))
+    )
+    none = torch.empty(0)
+    return tuple(  # type: ignore[return-value]
+        Points(exact, centre, scale, fixed.margin, fixed, none, none)
+        for exact, fixed in zip((real, fake), made, strict=True)
+    )
+
+
 def points(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Points:
     short = torch.empty(given.shape, dtype=dtype, device=given.device)
-    for rows in spans(len(given), STRIP):
-        short[rows] = ((given[rows].double() - centre) / scale).to(dtype)
+    for rows, made in zip(spans(len(given), STRIP), strips(given, centre, scale, dtype), strict=True):
+        short[rows] = made
     norms = squares(short, 0.0).to(dtype)
-    return Points(given, short, norms, norms * ((given.shape[1] + 16) * torch.finfo(dtype).eps / 2), centre, scale)
+    margin = norms * ((given.shape[1] + 16) * torch.finfo(dtype).eps / 2)
+    return Points(given, centre, scale, margin, None, short, norms)
+
+
+def strips(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
+    return (((given[rows].double() - centre) / scale).to(dtype) for rows in spans(len(given), STRIP))
 
 
 def squares(given: Tensor, centre: Tensor | float) -> Tensor:
@@ -137,12 +175,8 @@ def square(x: Points, rows: slice) -> Tensor:
 
 
 def exactly(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
-    """[p] distances of the pairs x[i], y[j] from differences in fp64: the same for the same pair, whoever asks."""
-    parts = []
-    for part in spans(len(i), max(1, PAIRS // x.exact.shape[1])):
-        a, b = x.exact[i[part]].double(), y.exact[j[part]].double()
-        parts.append(torch.cdist(a[:, None], b[:, None], compute_mode="donot_use_mm_for_euclid_dist").flatten())
-    return torch.cat(parts) if parts else x.exact.new_zeros(0, dtype=torch.float64)
+    """[p] distances of the pairs x[i], y[j] in fp64: the same for the same pair, whoever asks."""
+    return close_pairs.distances(x.exact, i, y.exact, j, PAIRS)
 
 
 def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
@@ -161,8 +195,8 @@ def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
         if least.shape[1] < len(x) - 1:  # could a neighbour that was not kept be nearer than the k-th?
             outside = least[:, -1].clamp_min(0).double() * x.scale**2
             open_ = (radius.square() > outside).nonzero().flatten()
-            if len(open_) > OPEN and x.short.dtype == torch.float32:
-                return nearest(x.in_fp64(), kinds)
+            if len(open_) > OPEN and not x.most_exact:
+                return nearest(x.finer(), kinds)
             everyone = torch.arange(len(x), device=open_.device)
             for row in open_.tolist():
                 distances = exactly(x, everyone.new_full((len(x),), row), x, everyone)
@@ -177,6 +211,8 @@ def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
 
     Each tile above the diagonal serves its rows and its columns.
     """
+    if x.fixed is not None:
+        return close_pairs.nearest(x.fixed, count)
     near = torch.full((len(x), count), torch.inf, dtype=x.short.dtype, device=x.short.device)
     who = torch.zeros((len(x), count), dtype=torch.long, device=x.short.device)
 
@@ -202,7 +238,10 @@ def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
 def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
     """found: rules with the radii [n] of the real points x and [m] of the fake points y."""
     if any(blurred(x, real) or blurred(y, fake) for _, real, fake in found):
-        x, y = x.in_fp64(), y.in_fp64()
+        return inside(x.finer(), y.finer(), found)
+    if x.fixed is not None and y.fixed is not None:
+        made = inside_in_fixed_point(x, y, found) if len(found) <= close_pairs.RULES else None
+        return inside(x.finer(), y.finer(), found) if made is None else made
     out = [Balls(*(torch.zeros(len(z), dtype=torch.long, device=x.short.device) for z in (y, x, x))) for _ in found]
     for rows in spans(len(x)):
         for columns in spans(len(y)):
@@ -216,26 +255,49 @@ def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -
     return [Balls(b.around_fake, b.around_real, b.covered > 0) for b in out]
 
 
+def inside_in_fixed_point(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls] | None:
+    """The same; None where too many pairs are not certain."""
+    assert x.fixed is not None
+    assert y.fixed is not None
+    x_border = torch.stack([border(real, rule, x.scale) for rule, real, _ in found]).float()
+    y_border = torch.stack([border(fake, rule, x.scale) for rule, _, fake in found]).float()
+    made = close_pairs.within(x.fixed, y.fixed, x_border, y_border)
+    if made is None:
+        return None
+    i, j, open_ = made.pairs.long().unbind(1)
+    distance, out = exactly(x, i, y, j), []
+    for r, (rule, real, fake) in enumerate(found):
+        in_x = rule.holds(distance, real[i]) & (open_ >> 2 * r & 1).bool()
+        in_y = rule.holds(distance, fake[j]) & (open_ >> 2 * r + 1 & 1).bool()
+        around_y = made.around_y[r] + torch.bincount(j[in_x], minlength=len(y))
+        inside_x = made.inside_x[r] + torch.bincount(i[in_x], minlength=len(x))
+        around_x = made.around_x[r] + torch.bincount(i[in_y], minlength=len(x))
+        out.append(Balls(around_y, around_x, inside_x > 0))
+    return out
+
+
+def border(radii: Tensor, rule: Rule, scale: float) -> Tensor:
+    """Squared radii over scale²; those of an empty ball without its border are below any distance."""
+    squared = (radii / scale).square()
+    return squared if rule.inclusive else torch.where(radii > 0, squared, -torch.inf)
+
+
 def blurred(x: Points, radii: Tensor) -> bool:
-    """Whether fp32 is unsure by a twentieth of the squared radius, or more, at one point in a hundred."""
+    """Whether it is unsure by a twentieth of the squared radius, or more, at one point in a hundred."""
     width = 4 * x.margin.double() * x.scale**2 / radii.square().clamp_min(torch.finfo(torch.float64).tiny)
-    return x.short.dtype == torch.float32 and bool((width[radii > 0] > 0.05).double().mean() > 0.01)
+    return not x.most_exact and bool((width[radii > 0] > 0.05).double().mean() > 0.01)
 
 
 def within(
     least: Tensor, radii: Tensor, rule: Rule, x: Points, rows: slice, y: Points, columns: slice
 ) -> tuple[Tensor, Tensor]:
     """least: a tile [r, c]; radii: [r, 1] or [c]. Row and column, within the tile, of each pair that is inside."""
-    border = (radii / x.scale).square()
-    if not rule.inclusive:
-        border = torch.where(radii > 0, border, -torch.inf)  # a point is not inside its own empty ball
-    i, j = (least <= border.to(least.dtype)).nonzero(as_tuple=True)
-    border = border.expand(least.shape)[i, j]
-    doubtful = (
-        (least[i, j] + 2 * (x.margin[i + rows.start] + y.margin[j + columns.start]) >= border).nonzero().flatten()
-    )
+    most = border(radii, rule, x.scale)
+    i, j = (least <= most.to(least.dtype)).nonzero(as_tuple=True)
+    most = most.expand(least.shape)[i, j]
+    doubtful = (least[i, j] + 2 * (x.margin[i + rows.start] + y.margin[j + columns.start]) >= most).nonzero().flatten()
     a, b = i[doubtful], j[doubtful]
     distance, radius = exactly(x, a + rows.start, y, b + columns.start), radii.expand(least.shape)[a, b]
     kept = torch.ones_like(i, dtype=torch.bool)
-    kept[doubtful] = distance <= radius if rule.inclusive else distance < radius
+    kept[doubtful] = rule.holds(distance, radius)
     return i[kept], j[kept]

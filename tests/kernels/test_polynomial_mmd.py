@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fastgan.kernels import polynomial_mmd as op
 from fastgan.kernels._runtime import EXTENSION
+from fastgan.kernels.fixed_point import BLOCK, LARGEST, LONGEST
 from fastgan.kernels.polynomial_mmd import CASES, Kernel, fixed_point, native, polynomial_mmd, reference
 
 pytestmark = pytest.mark.skipif(
-    EXTENSION.module is None or not EXTENSION.module.polynomial_mmd_here(), reason="no native part, or not for this CPU"
+    EXTENSION.module is None or not EXTENSION.module.fixed_point_here(), reason="no native part, or not for this CPU"
 )
 
 
@@ -47,7 +48,7 @@ def bound(x: Tensor, y: Tensor, size: int, kernel: Kernel) -> float:
     every = torch.cat((x, y)).double()
     apart = every - (x.double().mean(0) + y.double().mean(0)) / 2
     norms = apart.square().sum(1)
-    units = torch.maximum(apart.abs().amax(1) / op.LARGEST, norms.sqrt() / op.LONGEST)
+    units = torch.maximum(apart.abs().amax(1) / LARGEST, norms.sqrt() / LONGEST)
     base = abs(kernel.coef0) + abs(kernel.gamma) * float(every.square().sum(1).max())
     typical = float(units.square().mean().sqrt()), float(norms.mean().sqrt())
     deviation = op.rounding(*typical, kernel, size) * base ** (kernel.degree - 1)
@@ -81,7 +82,7 @@ def test_other_kernels(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sides_of_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of different lengths, with samples that are in no subset and samples that are in many."""
-    x, y, kernel = samples(2 * op.BLOCK + 300, 20), samples(op.BLOCK + 1, 20, 1), Kernel(3, 1 / 20, 1.0)
+    x, y, kernel = samples(2 * BLOCK + 300, 20), samples(BLOCK + 1, 20, 1), Kernel(3, 1 / 20, 1.0)
     first, second = members(len(x), 6, 500), members(len(y), 6, 500, 1)
     first[:4] = members(len(x) // 3, 4, 500, 2) + len(x) // 2
     assert error(x, y, first, second, kernel, monkeypatch)[0] < bound(x, y, 500, kernel)
@@ -106,13 +107,13 @@ def test_samples_of_very_different_lengths(monkeypatch: pytest.MonkeyPatch) -> N
 def test_integers_have_no_error() -> None:
     """Samples that are integers already, many of the largest values: sums of products pass 32 bits on the way."""
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randint(-op.LARGEST, op.LARGEST + 1, (200, 120), generator=generator).float() for _ in range(2))
+    x, y = (torch.randint(-LARGEST, LARGEST + 1, (200, 120), generator=generator).float() for _ in range(2))
     for z in (x, y):
-        z[:100] = torch.where(z[:100] < 0, -op.LARGEST, op.LARGEST)
-        z[:, 7] = op.LARGEST  # so that the units are one
+        z[:100] = torch.where(z[:100] < 0, -LARGEST, LARGEST)
+        z[:, 7] = LARGEST  # so that the units are one
     x, y = (torch.cat((z, -z)) for z in (x, y))  # about zero
     norm, kernel = float(x.norm(dim=1).max()), Kernel(1, 2.0**-20, 0.0)
-    assert 2**30.8 < norm**2 < op.LONGEST**2
+    assert 2**30.8 < norm**2 < LONGEST**2
     everyone = torch.arange(400)[None]
     fixed = fixed_point(x, y, Kernel(1, 1e-12, 1.0), 1, 400)
     assert fixed is not None
@@ -127,7 +128,7 @@ def test_integers_have_no_error() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_same_by_any_number_of_threads(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "PRECISION", 1e30)
-    x, y, kernel = samples(op.BLOCK + 300, 64), samples(op.BLOCK + 1, 64, 2), Kernel(3, 1 / 64, 1.0)
+    x, y, kernel = samples(BLOCK + 300, 64), samples(BLOCK + 1, 64, 2), Kernel(3, 1 / 64, 1.0)
     first, second = members(len(x), 9, 200), members(len(y), 9, 200, 1)
     threads, made = torch.get_num_threads(), []
     try:

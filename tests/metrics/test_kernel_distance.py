@@ -42,7 +42,7 @@ def test_formula(
 ) -> None:
     """Both ways of the library to compute it, and what is chosen here; small tiles, so that there are several."""
     if way != "as chosen":
-        monkeypatch.setattr(polynomial_mmd, "_is_fixed_point_here", lambda x, subsets: False)
+        monkeypatch.setattr(polynomial_mmd, "_is_fixed_point_here", lambda *_: False)
     monkeypatch.setattr(polynomial_mmd, "ROWS", 128)
     monkeypatch.setattr(polynomial_mmd, "COLUMNS", 200)
     n, m, size, count = (700, 600, 99, 60) if way == "all pairs" else (700, 600, 99, 9)

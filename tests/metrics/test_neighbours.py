@@ -10,12 +10,13 @@ import torch
 from parity_inputs import features
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastgan.kernels import close_pairs, fixed_point
 from fastgan.metrics import density_coverage, neighbours, prdc, precision_recall
 from fastgan.metrics.neighbours import Balls, Rule, balls
 
 Array = np.ndarray[Any, Any]
 KINDS = """plain, far from the origin, one far sample, copies of real samples, equal samples, collapsed, a grid,
-sorted clusters, float64, float16, tiny""".replace("\n", " ").split(", ")
+sorted clusters, near clusters, float64, float16, tiny""".replace("\n", " ").split(", ")
 RULES = [Rule(3, True), Rule(5, False), Rule(1, False)]
 
 
@@ -56,9 +57,10 @@ def sets(kind: str) -> tuple[Array, Array]:
         return np.repeat(real[:1], 230, 0), np.repeat(real[:1], 190, 0)
     if kind == "a grid":  # many equal distances
         return np.round(real * 2), np.round(fake * 2)
-    if kind == "sorted clusters":
-        real += 30 * (np.arange(230)[:, None] > 120)
-        fake += 30 * (np.arange(190)[:, None] > 40)
+    if kind in ("sorted clusters", "near clusters"):
+        apart = 30 if kind == "sorted clusters" else 6
+        real += apart * (np.arange(230)[:, None] > 120)
+        fake += apart * (np.arange(190)[:, None] > 40)
     if kind in ("float64", "float16"):
         return real.astype(kind), fake.astype(kind)
     if kind == "tiny":
@@ -66,15 +68,51 @@ def sets(kind: str) -> tuple[Array, Array]:
     return real, fake
 
 
-@pytest.mark.parametrize("tile", [37, 1024])
+def by(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In integers, or in the library's tiles of so many rows, however few the samples."""
+    whole = products == "integers"
+    if whole and not fixed_point.is_here("close_pairs", torch.device("cpu")):
+        pytest.skip("no native part, or not for this CPU")
+    monkeypatch.setattr(close_pairs, "is_for", lambda *_: whole)
+    if not whole:
+        monkeypatch.setattr(neighbours, "TILE", int(products))
+        monkeypatch.setattr(neighbours.spans, "__defaults__", (int(products),))
+
+
+@pytest.mark.parametrize("products", ["integers", "37", "1024"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_decisions_are_those_of_fp64(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "TILE", tile)
+def test_decisions_are_those_of_fp64(kind: str, products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by(products, monkeypatch)
     monkeypatch.setattr(neighbours, "PAIRS", 1000)
-    monkeypatch.setattr(neighbours.spans, "__defaults__", (tile,))
     real, fake = sets(kind)
     for rule, found in zip(RULES, balls(torch.from_numpy(real), torch.from_numpy(fake), RULES), strict=True):
         same(found, brute(real, fake, rule))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_fine_it_has_to_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where clusters or many equal distances leave too much open, and nowhere else."""
+    by("integers", monkeypatch)
+    finest = {"near clusters": "fp32", "sorted clusters": "fp64", "a grid": "fp64"}.get(kind, "integers")
+    real, fake = (torch.from_numpy(z) for z in sets(kind))
+    seen, points = {"integers"}, neighbours.points
+
+    def noted(given: torch.Tensor, centre: torch.Tensor, scale: float, dtype: torch.dtype) -> neighbours.Points:
+        seen.add("fp64" if dtype == torch.float64 else "fp32")
+        return points(given, centre, scale, dtype)
+
+    monkeypatch.setattr(neighbours, "points", noted)
+    balls(real, fake, RULES)
+    assert max(seen, key=["integers", "fp32", "fp64"].index) == finest
+
+
+@pytest.mark.parametrize("least", ["rules", "room"])
+def test_too_much_for_integers_is_decided_in_fp32(least: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by("integers", monkeypatch)
+    monkeypatch.setattr(close_pairs, least.upper(), 0)
+    real, fake = sets("copies of real samples")
+    (found,) = balls(torch.from_numpy(real), torch.from_numpy(fake), RULES[:1])
+    same(found, brute(real, fake, RULES[0]))
 
 
 def test_when_products_are_less_exact_than_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,24 +120,31 @@ def test_when_products_are_less_exact_than_fp32(monkeypatch: pytest.MonkeyPatch)
     real, fake = sets("plain")
     monkeypatch.setattr(neighbours, "reliable", lambda _: False)
     x, y = torch.from_numpy(real), torch.from_numpy(fake)
+    by("integers", monkeypatch)
+    assert neighbours.prepare(x, y)[1].finer().short.dtype == torch.float64
+    by("1024", monkeypatch)
     assert neighbours.prepare(x, y)[1].short.dtype == torch.float64
     (found,) = balls(x, y, RULES[:1])
     same(found, brute(real, fake, RULES[0]))
 
 
-def test_far_from_the_origin_fp32_resolves_distances_all_the_same() -> None:
+def test_far_from_the_origin_fp32_resolves_distances_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    by("1024", monkeypatch)
     x = torch.from_numpy(sets("plain")[0])
     near, far = (neighbours.prepare(z, z)[0] for z in (x, x.double() + 1e6))
     assert far.short.dtype == torch.float32
     np.testing.assert_allclose(far.squares.numpy(), near.squares.numpy(), rtol=1e-4)
 
 
-def test_memory_does_not_grow_with_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours.spans, "__defaults__", (128,))
+@pytest.mark.parametrize("products", ["integers", "128"])
+def test_memory_does_not_grow_with_the_number_of_pairs(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by(products, monkeypatch)
+    monkeypatch.setattr(close_pairs, "ROOM", 50_000)
     x, y = torch.from_numpy(features(1, 2000, 8)), torch.from_numpy(features(2, 1500, 8))
     with Largest() as seen:
         balls(x, y, RULES)
-    assert 128 * 128 <= seen.largest <= 2000 * (5 + neighbours.SPARE) + 128 * 128
+    most = 3 * close_pairs.ROOM if products == "integers" else 2000 * (5 + neighbours.SPARE) + 128 * 128
+    assert 128 * 128 <= seen.largest <= most
 
 
 class Largest(TorchDispatchMode):
@@ -116,6 +161,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_less_exact_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    by("1024", monkeypatch)
     x = torch.from_numpy(sets("plain")[0])
     points = neighbours.prepare(x, x)[0]
     assert points.short.dtype == torch.float32
@@ -129,8 +175,10 @@ def test_less_exact_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not neighbours.reliable(points)
 
 
-def test_nearest_neighbours_of_nearly_equal_distance() -> None:
+@pytest.mark.parametrize("products", ["integers", "1024"])
+def test_nearest_neighbours_of_nearly_equal_distance(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All differ by less than fp32 resolves, so that the k-th is among those that were not kept, too."""
+    by(products, monkeypatch)
     angle = torch.linspace(0, 6.28, 101, dtype=torch.float64)[:-1]
     circle = torch.stack((angle.cos(), angle.sin()), 1) * (
         1 + 1e-10 * torch.arange(100.0, dtype=torch.float64)[:, None]

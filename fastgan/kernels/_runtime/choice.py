@@ -38,7 +38,7 @@ GPU_KERNELS = {
     "symmetric_product": "CUDA C++",
 }
 GPU_ONLY = ("symmetric_product",)  # on a CPU the library's matrix product is the fastest there is
-NO_GPU_KERNEL = ("polynomial_mmd", "symmetric_eigenvalues")  # these have no kernel for GPUs
+NO_GPU_KERNEL = ("close_pairs", "polynomial_mmd", "symmetric_eigenvalues")  # these have no kernel for GPUs
 OPS = tuple(GPU_KERNELS)
 MODES = ("auto", "library", "all")
 
