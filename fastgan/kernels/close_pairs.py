@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels._runtime import EXTENSION, choose
-from fastgan.kernels.fixed_point import integers, is_here, parts_across, parts_within, ranges
+from fastgan.kernels.fixed_point import features_of, integers, is_here, parts_across, parts_within, ranges
 
 ROUNDING = 64 * 2.0**-24
 RULES = 15  # at a time
@@ -86,17 +86,19 @@ def is_for(n: int, m: int, device: torch.device) -> bool:
     return is_here("close_pairs", device) and parts >= torch.get_num_threads()
 
 
-def fixed_point(strips: Iterable[Tensor]) -> Fixed:
-    """strips: [rows, d] fp32 each, finite, on a CPU: the samples one after the other."""
-    values, units, squares, errors = zip(*map(_strip, strips), strict=True)
-    return Fixed(torch.cat(values), torch.cat(units), torch.cat(squares), torch.cat(errors))
-
-
-def _strip(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, origin = x.contiguous(), x.new_zeros(x.shape[1])
-    units = ranges(x, origin)[1]
-    values, alone = integers(x, origin, units, origin, origin)
-    return values, units, x.double().square().sum(1), alone[3] * (1 + 1e-3)  # fp32 sums of a few hundred
+def fixed_point(strips: Iterable[Tensor], n: int, d: int) -> Fixed:
+    """strips: [rows, d] fp32 each, finite, on a CPU: the n samples one after the other."""
+    values, units = torch.empty((n, features_of(d)), dtype=torch.int16), torch.empty(n)
+    squares, errors = (torch.empty(n, dtype=torch.float64) for _ in range(2))
+    origin, start = torch.zeros(d), 0
+    for strip in strips:
+        x, rows = strip.contiguous(), slice(start, start + len(strip))
+        units[rows] = ranges(x, origin)[1]
+        values[rows], alone = integers(x, origin, units[rows], origin, origin)
+        torch.sum(x.double().square(), 1, out=squares[rows])
+        errors[rows] = alone[3] * (1 + 1e-3)  # which are fp32 sums of a few hundred
+        start = rows.stop
+    return Fixed(values, units, squares, errors)
 
 
 def bounded(*sets: Fixed) -> tuple[Bounded, ...]:

@@ -39,6 +39,11 @@ def parts_across(n: int, m: int) -> int:
     return math.ceil(n / BLOCK) * math.ceil(m / GROUP)
 
 
+def features_of(d: int) -> int:
+    """Of a sample in fixed point."""
+    return -(-d // MULTIPLE) * MULTIPLE
+
+
 def ranges(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """[n] squared norms, and the finest units, of x - centre. x: [n, d], centre: [d] fp32, contiguous"""
     norms, largest = x.new_empty(len(x)), x.new_empty(len(x))
@@ -51,7 +56,7 @@ def integers(x: Tensor, centre: Tensor, units: Tensor, own: Tensor, other: Tenso
     """[n, features] int16, and [4, n] fp64: c·x, e·own, e·other, e·e. units: [n], 0 where x is c; own, other: [d]"""
     n, d = x.shape
     units = units.masked_fill(units < 2.0**-120, 1.0)  # of which fp32 has no inverse
-    values = torch.empty((n, -(-d // MULTIPLE) * MULTIPLE), dtype=torch.int16)
+    values = torch.empty((n, features_of(d)), dtype=torch.int16)
     alone = torch.empty((4, n), dtype=torch.float64)
     addresses = tuple(each.data_ptr() for each in (x, centre, units, own, other))
     made = values.data_ptr(), alone.data_ptr()

@@ -103,7 +103,7 @@ def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
 
 def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
     """Both sets around the mean of all, over the largest norm, as coarse as is quick."""
-    centre = (real.double().sum(0) + fake.double().sum(0)) / (len(real) + len(fake))
+    centre = (total(real) + total(fake)) / (len(real) + len(fake))
     norm = torch.stack([squares(z, centre).amax() for z in (real, fake)]).amax()
     scale = float(norm.sqrt()) or 1.0
     if close_pairs.is_for(len(real), len(fake), real.device):
@@ -117,7 +117,7 @@ def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
 
 def in_fixed_point(real: Tensor, fake: Tensor, centre: Tensor, scale: float) -> tuple[Points, Points]:
     made = close_pairs.bounded(
-        *(close_pairs.fixed_point(strips(z, centre, scale, torch.float32)) for z in (real, fake))
+        *(close_pairs.fixed_point(strips(z, centre, scale, torch.float32), *z.shape) for z in (real, fake))
     )
     none = torch.empty(0)
     return tuple(  # type: ignore[return-value]
@@ -139,9 +139,20 @@ def strips(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> I
     return (((given[rows].double() - centre) / scale).to(dtype) for rows in spans(len(given), STRIP))
 
 
+def total(given: Tensor) -> Tensor:
+    """[n, d] -> [d] fp64, without an fp64 copy of everything."""
+    out = torch.zeros(given.shape[1], dtype=torch.float64, device=given.device)
+    for rows in spans(len(given), STRIP):
+        out += given[rows].double().sum(0)
+    return out
+
+
 def squares(given: Tensor, centre: Tensor | float) -> Tensor:
-    """[n, d] -> [n] fp64, without an fp64 copy of everything."""
-    return torch.cat([(given[rows].double() - centre).square().sum(1) for rows in spans(len(given), STRIP)])
+    """[n, d] -> [n] fp64, alike."""
+    out = torch.empty(len(given), dtype=torch.float64, device=given.device)
+    for rows in spans(len(given), STRIP):
+        torch.sum((given[rows].double() - centre).square(), 1, out=out[rows])
+    return out
 
 
 def reliable(some: Points) -> bool:

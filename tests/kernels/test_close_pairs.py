@@ -25,7 +25,7 @@ def samples(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def made(*sets: Tensor) -> tuple[Bounded, ...]:
-    return bounded(*(op.fixed_point(x.split(100)) for x in sets))
+    return bounded(*(op.fixed_point(x.split(100), *x.shape) for x in sets))
 
 
 def squared(x: Tensor, y: Tensor) -> Tensor:
