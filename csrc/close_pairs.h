@@ -6,7 +6,7 @@
 
 namespace fastgan {
 
-// A squared distance is at least base_i + base_j - 2 unit_i unit_j (q_i . q_j), and at most 2 (margin_i + margin_j) more.
+// base: squared norms less margins. A squared distance is at least base_i + base_j - 2 unit_i unit_j (q_i . q_j), and at most 2 (margin_i + margin_j) more.
 
 // Of every sample the `count` others for which that is least, ascending; of equal ones those with a lower number.
 struct Nearest {
@@ -50,7 +50,7 @@ struct PairDistances {
 }  // namespace fastgan
 
 extern "C" {
-// The same with any number of threads.
+// The same with any number of threads, each of which has a list of `count` for every sample, of 8 bytes an entry.
 void fastgan_nearest_cpu(const fastgan::Nearest* of, int threads);
 
 // Returns how many pairs are doubtful. Where they are more than there is room for, the rest is left undone.

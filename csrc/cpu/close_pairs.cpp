@@ -15,7 +15,7 @@ namespace {
 using namespace fastgan;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr PairFunction kSquaredDistance = {-2, 0, 0, 1};  // with squared norms for bases
+constexpr PairFunction kLeast = {-2, 0, 0, 1};
 
 // A float per place, up to where the last group ends: no pair of a place behind the last sample is close.
 std::vector<float> limits(const Cut& cut, int64_t count, float of_all) {
@@ -171,7 +171,7 @@ void fastgan_nearest_cpu(const Nearest* of, int threads) {
   std::mutex adding;
 #pragma omp parallel num_threads(threads)
   {
-    BlockFunction least(kSquaredDistance, cut);
+    BlockFunction least(kLeast, cut);
     auto own = std::make_unique<Lists>(cut, of->x.n, of->count);
     Lists& lists = *own;
     {
@@ -201,7 +201,7 @@ int64_t fastgan_within_cpu(const Within* of, int threads) {
   int64_t pairs = 0;
 #pragma omp parallel num_threads(threads)
   {
-    BlockFunction least(kSquaredDistance, cut);
+    BlockFunction least(kLeast, cut);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t b = 0; b < int64_t(blocks.size()); ++b) {
       if (__atomic_load_n(&pairs, __ATOMIC_RELAXED) > of->room) continue;

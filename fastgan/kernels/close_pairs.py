@@ -7,10 +7,11 @@ With x_i = u_i q_i + e_i (fixed_point.py; the centre is the origin here) a squar
 where the products of integers have no error and the last bracket is at most |e_i||y_j| + |x_i||e_j| + |e_i||e_j|. As
 2|e_i||y_j| <= |e_i|²/t + t|y_j|² for every t > 0, the distance without it is off by at most margin_i + margin_j,
 
-    margin_i = t|x_i|² + (1 + 1/t)|e_i|² + 64 · 2⁻²⁴|x_i|²
+    margin_i = t|x_i|² + (1 + 1/t)|e_i|² + 64 · 2⁻²⁴|x_i|² + 2⁻⁹⁰
 
-with 2⁻²⁴ for what fp32 rounds (about 19 times). So nearly all comparisons are certain; the few pairs for which they are
-not are returned, and `distances` decides them in fp64.
+with 2⁻²⁴ for what fp32 rounds (about 19 times, where no |x_i| is above 1), and 2⁻⁹⁰ for numbers that are not normal: a
+product of units that is off by 2⁻¹²⁶ is multiplied by up to 2³¹. So nearly all comparisons are certain; the few pairs
+for which they are not are returned, and `distances` decides them in fp64.
 
 On a CPU without AVX-512, by our C++ (csrc/cpu/close_pairs.cpp); elsewhere metrics/neighbours.py does with products of
 the library.
@@ -27,9 +28,9 @@ from torch import Tensor
 from fastgan.kernels._runtime import EXTENSION, choose
 from fastgan.kernels.fixed_point import features_of, integers, is_here, parts_across, parts_within, ranges
 
-ROUNDING = 64 * 2.0**-24
+ROUNDING, UNDERFLOW = 64 * 2.0**-24, 2.0**-90
 RULES = 15  # at a time
-ROOM = 1 << 20  # for pairs that are not certain
+ROOM = 1 << 20, 8  # for pairs that are not certain: in all, or if that is more for each sample
 
 # n, m samples, features, rules: test and benchmark share them
 CASES: dict[str, tuple[int, int, int, int]] = {
@@ -41,7 +42,7 @@ CASES: dict[str, tuple[int, int, int, int]] = {
 
 @dataclass(frozen=True)
 class Fixed:
-    """values: [n, features] int16; units: [n] fp32; squares: [n] fp64, |x_i|²; errors: [n] fp64, at least |e_i|²"""
+    """values: [n, features] int16; units: [n] fp32; squares: [n] fp64, |x_i|²; errors: [n] fp64, |e_i|²"""
 
     values: Tensor
     units: Tensor
@@ -51,7 +52,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Bounded:
-    """Samples with their margins, [n] fp32, for one t."""
+    """Samples with margin: [n] fp32 for one t, and base: [n] fp32, |x_i|² less that."""
 
     fixed: Fixed
     base: Tensor
@@ -80,10 +81,10 @@ class Found:
     pairs: Tensor
 
 
-def is_for(n: int, m: int, device: torch.device) -> bool:
+def is_for(n: int, m: int, d: int, device: torch.device) -> bool:
     """Whether there are enough samples here: with fewer parts than threads the library is as fast."""
     parts = min(parts_within(n), parts_within(m), parts_across(n, m))
-    return is_here("close_pairs", device) and parts >= torch.get_num_threads()
+    return is_here("close_pairs", d, device) and parts >= torch.get_num_threads()
 
 
 def fixed_point(strips: Iterable[Tensor], n: int, d: int) -> Fixed:
@@ -96,7 +97,7 @@ def fixed_point(strips: Iterable[Tensor], n: int, d: int) -> Fixed:
         units[rows] = ranges(x, origin)[1]
         values[rows], alone = integers(x, origin, units[rows], origin, origin)
         torch.sum(x.double().square(), 1, out=squares[rows])
-        errors[rows] = alone[3] * (1 + 1e-3)  # which are fp32 sums of a few hundred
+        errors[rows] = alone[3] * (1 + 1e-3)  # which are fp32 sums of d / 8
         start = rows.stop
     return Fixed(values, units, squares, errors)
 
@@ -105,7 +106,7 @@ def bounded(*sets: Fixed) -> tuple[Bounded, ...]:
     """With the t that suits all of them, so that pairs across have bounds, too."""
     squares, errors = (torch.cat(each).sum() for each in zip(*((s.squares, s.errors) for s in sets), strict=True))
     t = float((errors / squares).sqrt().nan_to_num(0.0).clamp_min(2.0**-20))
-    margins = [(t + ROUNDING) * s.squares + (1 + 1 / t) * s.errors for s in sets]
+    margins = [(t + ROUNDING) * s.squares + (1 + 1 / t) * s.errors + UNDERFLOW for s in sets]
     return tuple(Bounded(s, (s.squares - m).float(), m.float()) for s, m in zip(sets, margins, strict=True))
 
 
@@ -122,16 +123,17 @@ def nearest(x: Bounded, count: int) -> tuple[Tensor, Tensor]:
 
 
 def within(x: Bounded, y: Bounded, x_border: Tensor, y_border: Tensor) -> Found | None:
-    """Borders: [r, n] and [r, m] fp32, squared radii. None where more than ROOM pairs are not certain."""
+    """Borders: [r, n] and [r, m] fp32, squared radii. None where more pairs are not certain than there is ROOM."""
     rules, n, m = len(x_border), len(x), len(y)
+    room = max(ROOM[0], ROOM[1] * (n + m))
     around_y, inside_x, around_x = (torch.zeros((rules, count), dtype=torch.int32) for count in (m, n, n))
-    pairs = torch.empty((ROOM, 3), dtype=torch.int32)
+    pairs = torch.empty((room, 3), dtype=torch.int32)
     x_border, y_border = x_border.contiguous(), y_border.contiguous()
     limits = tuple(each.data_ptr() for each in (x.margin, y.margin, x_border, y_border))
     out = tuple(each.data_ptr() for each in (around_y, inside_x, around_x, pairs))
-    sizes = n, m, x.fixed.values.shape[1], rules, ROOM
+    sizes = n, m, x.fixed.values.shape[1], rules, room
     found = EXTENSION.module.within_cpu(x.addresses, y.addresses, limits, out, sizes, torch.get_num_threads())
-    return Found(around_y, inside_x, around_x, pairs[:found]) if found <= ROOM else None
+    return Found(around_y, inside_x, around_x, pairs[:found]) if found <= room else None
 
 
 def distances(x: Tensor, i: Tensor, y: Tensor, j: Tensor, most: int = 1 << 22) -> Tensor:

@@ -22,12 +22,14 @@ from fastgan.kernels._runtime import EXTENSION, choose
 
 MULTIPLE = 64  # features of a sample: filled up with zeros
 LARGEST, LONGEST = 4095, 46_000  # of a value, so that eight add up in 16 bits; norm, so that products fit in 32
+MOST_FEATURES = 1 << 17  # above, roundings could make LONGEST too long, and fp32 sums of their squares off by 1e-3
 BLOCK, GROUP = 2048, 256  # samples a side of the pairs that a thread takes
 
 
-def is_here(op: str, device: torch.device) -> bool:
-    """Whether `op` can take samples in fixed point on `device`, and gains by it."""
-    return choose(op, device).native and device.type == "cpu" and EXTENSION.module.fixed_point_here()
+def is_here(op: str, d: int, device: torch.device) -> bool:
+    """Whether `op` can take samples of d features in fixed point on `device`, and gains by it."""
+    ours = d <= MOST_FEATURES and device.type == "cpu" and choose(op, device).native
+    return ours and EXTENSION.module.fixed_point_here()
 
 
 def parts_within(n: int) -> int:

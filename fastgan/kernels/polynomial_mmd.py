@@ -95,7 +95,8 @@ class Fixed:
 def _is_fixed_point_here(x: Tensor, y: Tensor, shared: bool, subsets: int) -> bool:
     """A thread takes whole parts, or subsets: with fewer of them than threads the library is as fast."""
     parts = parts_within(len(x)) + parts_within(len(y)) + parts_across(len(x), len(y)) if shared else subsets
-    return x.dtype == torch.float32 and is_here("polynomial_mmd", x.device) and parts >= torch.get_num_threads()
+    here = x.dtype == torch.float32 and is_here("polynomial_mmd", x.shape[1], x.device)
+    return here and parts >= torch.get_num_threads()
 
 
 def fixed_point(x: Tensor, y: Tensor, kernel: Kernel, subsets: int, size: int) -> Fixed | None:

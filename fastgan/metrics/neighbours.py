@@ -27,7 +27,7 @@ TILE = 1024  # rows and columns of one tile of distances: it fits in a cache
 STRIP = 128  # rows that go through fp64 at a time: the copies stay in a cache
 SPARE = 8  # neighbours kept beyond the k-th, so that the k-th is certain
 PAIRS = 1 << 22  # numbers per pass over exact differences
-OPEN = 16  # points whose neighbours fp32 leaves open, above which all go through fp64
+OPEN = 16  # points whose neighbours are left open, above which all products are made again in the next finer type
 
 
 @dataclass(frozen=True)
@@ -55,34 +55,39 @@ class Balls:
 
 
 @dataclass(frozen=True)
-class Points:
-    """exact: [n, d] as given; about centre, over scale, either `fixed` or short: [n, d], squares: [n], in fp32 or fp64.
+class Floating:
+    """short: [n, d] and squares: [n], the squared norms, in fp32 or fp64; margin: [n] as of close_pairs.Bounded."""
 
-    margin: [n]; the error of a squared distance is at most the sum of the margins of both points.
+    short: Tensor
+    squares: Tensor
+    margin: Tensor
+
+    def __len__(self) -> int:
+        return len(self.short)
+
+
+@dataclass(frozen=True)
+class Points:
+    """exact: [n, d] as given; coarse: about centre, over scale.
+
+    The error of a squared distance of coarse points is at most the sum of the margins of both.
     """
 
     exact: Tensor
     centre: Tensor
     scale: float
-    margin: Tensor
-    fixed: close_pairs.Bounded | None
-    short: Tensor
-    squares: Tensor
+    coarse: Floating | close_pairs.Bounded
 
     def __len__(self) -> int:
         return len(self.exact)
 
     @property
-    def most_exact(self) -> bool:
-        return self.fixed is None and self.short.dtype == torch.float64
+    def margin(self) -> Tensor:
+        return self.coarse.margin
 
-    def finer(self) -> Points:
-        """With smaller margins."""
-        if self.fixed is not None:
-            made = points(self.exact, self.centre, self.scale, torch.float32)
-            if reliable(made):
-                return made
-        return points(self.exact, self.centre, self.scale, torch.float64)
+    @property
+    def most_exact(self) -> bool:
+        return self.margin.dtype == torch.float64
 
 
 def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
@@ -101,38 +106,45 @@ def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
     return [by_rule[rule] for rule in rules]
 
 
-def prepare(real: Tensor, fake: Tensor) -> tuple[Points, Points]:
+def prepare(real: Tensor, fake: Tensor) -> tuple[Points, ...]:
     """Both sets around the mean of all, over the largest norm, as coarse as is quick."""
-    centre = (total(real) + total(fake)) / (len(real) + len(fake))
-    norm = torch.stack([squares(z, centre).amax() for z in (real, fake)]).amax()
+    kind = torch.promote_types(real.dtype, fake.dtype)
+    sets = [z.to(kind).contiguous() for z in (real, fake)]
+    centre = (total(sets[0]) + total(sets[1])) / (len(real) + len(fake))
+    norm = torch.stack([squares(z, centre).amax() for z in sets]).amax()
     scale = float(norm.sqrt()) or 1.0
-    if close_pairs.is_for(len(real), len(fake), real.device):
-        return in_fixed_point(real, fake, centre, scale)
-    for dtype in (torch.float32, torch.float64):
-        sets = tuple(points(z, centre, scale, dtype) for z in (real, fake))
-        if dtype == torch.float64 or reliable(sets[0]):
-            break
-    return sets[0], sets[1]
-
-
-def in_fixed_point(real: Tensor, fake: Tensor, centre: Tensor, scale: float) -> tuple[Points, Points]:
-    made = close_pairs.bounded(
-        *(close_pairs.fixed_point(strips(z, centre, scale, torch.float32), *z.shape) for z in (real, fake))
+    if not close_pairs.is_for(len(real), len(fake), real.shape[1], real.device):
+        return in_floating_point(sets, centre, scale)
+    coarse = close_pairs.bounded(
+        *(close_pairs.fixed_point(strips(z, centre, scale, torch.float32), *z.shape) for z in sets)
     )
-    none = torch.empty(0)
-    return tuple(  # type: ignore[return-value]
-        Points(exact, centre, scale, fixed.margin, fixed, none, none)
-        for exact, fixed in zip((real, fake), made, strict=True)
-    )
+    return tuple(Points(exact, centre, scale, each) for exact, each in zip(sets, coarse, strict=True))
 
 
-def points(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Points:
+def finer(*sets: Points) -> tuple[Points, ...]:
+    """With smaller margins, all alike."""
+    dtype = torch.float64 if isinstance(sets[0].coarse, Floating) else torch.float32
+    return in_floating_point([each.exact for each in sets], sets[0].centre, sets[0].scale, dtype)
+
+
+def in_floating_point(
+    sets: Sequence[Tensor], centre: Tensor, scale: float, dtype: torch.dtype = torch.float32
+) -> tuple[Points, ...]:
+    """In fp64 where fp32 is not reliable."""
+    made = [floating(z, centre, scale, dtype) for z in sets]
+    if dtype == torch.float32 and not all(map(reliable, made)):
+        return in_floating_point(sets, centre, scale, torch.float64)
+    return tuple(Points(exact, centre, scale, each) for exact, each in zip(sets, made, strict=True))
+
+
+def floating(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Floating:
     short = torch.empty(given.shape, dtype=dtype, device=given.device)
     for rows, made in zip(spans(len(given), STRIP), strips(given, centre, scale, dtype), strict=True):
         short[rows] = made
-    norms = squares(short, 0.0).to(dtype)
-    margin = norms * ((given.shape[1] + 16) * torch.finfo(dtype).eps / 2)
-    return Points(given, centre, scale, margin, None, short, norms)
+    norms, of_type = squares(short, 0.0), torch.finfo(dtype)
+    # Of numbers that are not normal `tiny` is lost.
+    margin = (norms * (of_type.eps / 2) + of_type.tiny) * (given.shape[1] + 16)
+    return Floating(short, norms.to(dtype), margin.to(dtype))
 
 
 def strips(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -155,7 +167,7 @@ def squares(given: Tensor, centre: Tensor | float) -> Tensor:
     return out
 
 
-def reliable(some: Points) -> bool:
+def reliable(some: Floating) -> bool:
     """Whether products keep their bound on this device: they do not where fp32 means TF32 or bf16 inside."""
     few, many = (slice(None, None, max(1, len(some) // count)) for count in (16, TILE))
     rows, columns = some.short[few], some.short[many]
@@ -168,13 +180,13 @@ def spans(count: int, size: int = TILE) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def tile(x: Points, rows: slice, y: Points, columns: slice) -> Tensor:
+def tile(x: Floating, rows: slice, y: Floating, columns: slice) -> Tensor:
     """[rows, columns] the least that the squared distances of the short points can be; below 0 for near ones."""
     out = torch.addmm((y.squares - y.margin)[columns], x.short[rows], y.short[columns].mT, alpha=-2)
     return out.add_((x.squares - x.margin)[rows, None])
 
 
-def square(x: Points, rows: slice) -> Tensor:
+def square(x: Floating, rows: slice) -> Tensor:
     """The tile of rows with themselves, of which three quarters are multiplied; infinite on the diagonal."""
     middle = (rows.start + rows.stop) // 2
     above, below, half = slice(rows.start, middle), slice(middle, rows.stop), middle - rows.start
@@ -192,7 +204,7 @@ def exactly(x: Points, i: Tensor, y: Points, j: Tensor) -> Tensor:
 
 def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
     """For every k, [n] fp64: the distance from each point to its k-th nearest other one."""
-    least, who = candidates(x, min(max(kinds) + SPARE, len(x) - 1))
+    least, who = candidates(x.coarse, min(max(kinds) + SPARE, len(x) - 1))
     most = least + 2 * (x.margin[:, None] + x.margin[who])
     out = []
     for k in kinds:
@@ -207,7 +219,7 @@ def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
             outside = least[:, -1].clamp_min(0).double() * x.scale**2
             open_ = (radius.square() > outside).nonzero().flatten()
             if len(open_) > OPEN and not x.most_exact:
-                return nearest(x.finer(), kinds)
+                return nearest(finer(x)[0], kinds)
             everyone = torch.arange(len(x), device=open_.device)
             for row in open_.tolist():
                 distances = exactly(x, everyone.new_full((len(x),), row), x, everyone)
@@ -217,13 +229,13 @@ def nearest(x: Points, kinds: Sequence[int]) -> list[Tensor]:
     return out
 
 
-def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
+def candidates(x: Floating | close_pairs.Bounded, count: int) -> tuple[Tensor, Tensor]:
     """The `count` nearest other points by the least that distances can be: that, ascending, and who, [n, count].
 
     Each tile above the diagonal serves its rows and its columns.
     """
-    if x.fixed is not None:
-        return close_pairs.nearest(x.fixed, count)
+    if isinstance(x, close_pairs.Bounded):
+        return close_pairs.nearest(x, count)
     near = torch.full((len(x), count), torch.inf, dtype=x.short.dtype, device=x.short.device)
     who = torch.zeros((len(x), count), dtype=torch.long, device=x.short.device)
 
@@ -249,14 +261,14 @@ def candidates(x: Points, count: int) -> tuple[Tensor, Tensor]:
 def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
     """found: rules with the radii [n] of the real points x and [m] of the fake points y."""
     if any(blurred(x, real) or blurred(y, fake) for _, real, fake in found):
-        return inside(x.finer(), y.finer(), found)
-    if x.fixed is not None and y.fixed is not None:
+        return inside_finer(x, y, found)
+    if isinstance(x.coarse, close_pairs.Bounded) or isinstance(y.coarse, close_pairs.Bounded):
         made = inside_in_fixed_point(x, y, found) if len(found) <= close_pairs.RULES else None
-        return inside(x.finer(), y.finer(), found) if made is None else made
-    out = [Balls(*(torch.zeros(len(z), dtype=torch.long, device=x.short.device) for z in (y, x, x))) for _ in found]
+        return inside_finer(x, y, found) if made is None else made
+    out = [Balls(*(torch.zeros(len(z), dtype=torch.long, device=z.margin.device) for z in (y, x, x))) for _ in found]
     for rows in spans(len(x)):
         for columns in spans(len(y)):
-            least = tile(x, rows, y, columns)
+            least = tile(x.coarse, rows, y.coarse, columns)
             for (rule, real, fake), into in zip(found, out, strict=True):
                 i, j = within(least, real[rows, None], rule, x, rows, y, columns)
                 into.around_fake[columns] += torch.bincount(j, minlength=least.shape[1])
@@ -266,13 +278,18 @@ def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -
     return [Balls(b.around_fake, b.around_real, b.covered > 0) for b in out]
 
 
+def inside_finer(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
+    x, y = finer(x, y)
+    return inside(x, y, found)
+
+
 def inside_in_fixed_point(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls] | None:
     """The same; None where too many pairs are not certain."""
-    assert x.fixed is not None
-    assert y.fixed is not None
+    assert isinstance(x.coarse, close_pairs.Bounded)
+    assert isinstance(y.coarse, close_pairs.Bounded)
     x_border = torch.stack([border(real, rule, x.scale) for rule, real, _ in found]).float()
     y_border = torch.stack([border(fake, rule, x.scale) for rule, _, fake in found]).float()
-    made = close_pairs.within(x.fixed, y.fixed, x_border, y_border)
+    made = close_pairs.within(x.coarse, y.coarse, x_border, y_border)
     if made is None:
         return None
     i, j, open_ = made.pairs.long().unbind(1)

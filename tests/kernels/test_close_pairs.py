@@ -185,9 +185,9 @@ def test_more_open_pairs_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
     assert found is not None
     count = len(found.pairs)
     assert count > 0
-    monkeypatch.setattr(op, "ROOM", count)
+    monkeypatch.setattr(op, "ROOM", (count, 0))
     assert within(x, y, *some) is not None
-    monkeypatch.setattr(op, "ROOM", count - 1)
+    monkeypatch.setattr(op, "ROOM", (count - 1, 0))
     assert within(x, y, *some) is None
 
 
@@ -206,11 +206,20 @@ def test_distances(d: int, dtype: torch.dtype) -> None:
     assert op.distances(x, i[:0], y, j[:0]).shape == (0,)
 
 
+def test_long_samples_are_left_to_the_library() -> None:
+    """Of those that all round up, products would not fit in 32 bits."""
+    cpu = torch.device("cpu")
+    for name in ("close_pairs", "polynomial_mmd"):
+        assert not fixed_point.is_here(name, fixed_point.MOST_FEATURES + 1, cpu)
+    longest = fixed_point.LONGEST + 0.5 * fixed_point.MOST_FEATURES**0.5
+    assert longest**2 < 2**31
+
+
 def test_few_samples_are_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "is_here", lambda *_: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     cpu = torch.device("cpu")
-    assert op.is_for(10_000, 10_000, cpu)
-    assert op.is_for(2000, 1793, cpu)
-    assert not op.is_for(2000, 1792, cpu)
-    assert not op.is_for(1792, 2000, cpu)
+    assert op.is_for(10_000, 10_000, 2048, cpu)
+    assert op.is_for(2000, 1793, 2048, cpu)
+    assert not op.is_for(2000, 1792, 2048, cpu)
+    assert not op.is_for(1792, 2000, 2048, cpu)

@@ -16,7 +16,7 @@ from fastgan.metrics.neighbours import Balls, Rule, balls
 
 Array = np.ndarray[Any, Any]
 KINDS = """plain, far from the origin, one far sample, copies of real samples, equal samples, collapsed, a grid,
-sorted clusters, near clusters, float64, float16, tiny""".replace("\n", " ").split(", ")
+sorted clusters, near clusters, two far samples, float64, float16, tiny""".replace("\n", " ").split(", ")
 RULES = [Rule(3, True), Rule(5, False), Rule(1, False)]
 
 
@@ -49,6 +49,10 @@ def sets(kind: str) -> tuple[Array, Array]:
         return real + 1e4, fake + 1e4
     if kind == "one far sample":  # its norm makes the bound on the error large for all
         real[3] *= 300
+    if kind == "two far samples":  # beside which the squares of others are not normal numbers
+        for z in (real, fake):
+            z *= 1e-18
+            z[:2], z[:2, 0] = 0, (1, -1)
     if kind == "copies of real samples":  # distances that equal radii
         fake[:100] = real[:100]
     if kind == "equal samples":
@@ -71,7 +75,7 @@ def sets(kind: str) -> tuple[Array, Array]:
 def by(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In integers, or in the library's tiles of so many rows, however few the samples."""
     whole = products == "integers"
-    if whole and not fixed_point.is_here("close_pairs", torch.device("cpu")):
+    if whole and not fixed_point.is_here("close_pairs", 24, torch.device("cpu")):
         pytest.skip("no native part, or not for this CPU")
     monkeypatch.setattr(close_pairs, "is_for", lambda *_: whole)
     if not whole:
@@ -93,23 +97,25 @@ def test_decisions_are_those_of_fp64(kind: str, products: str, monkeypatch: pyte
 def test_how_fine_it_has_to_be(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where clusters or many equal distances leave too much open, and nowhere else."""
     by("integers", monkeypatch)
-    finest = {"near clusters": "fp32", "sorted clusters": "fp64", "a grid": "fp64"}.get(kind, "integers")
+    finest = {"near clusters": "fp32", "sorted clusters": "fp64", "a grid": "fp64", "two far samples": "fp64"}.get(
+        kind, "integers"
+    )
     real, fake = (torch.from_numpy(z) for z in sets(kind))
-    seen, points = {"integers"}, neighbours.points
+    seen, floating = {"integers"}, neighbours.floating
 
-    def noted(given: torch.Tensor, centre: torch.Tensor, scale: float, dtype: torch.dtype) -> neighbours.Points:
+    def noted(given: torch.Tensor, centre: torch.Tensor, scale: float, dtype: torch.dtype) -> neighbours.Floating:
         seen.add("fp64" if dtype == torch.float64 else "fp32")
-        return points(given, centre, scale, dtype)
+        return floating(given, centre, scale, dtype)
 
-    monkeypatch.setattr(neighbours, "points", noted)
+    monkeypatch.setattr(neighbours, "floating", noted)
     balls(real, fake, RULES)
     assert max(seen, key=["integers", "fp32", "fp64"].index) == finest
 
 
-@pytest.mark.parametrize("least", ["rules", "room"])
-def test_too_much_for_integers_is_decided_in_fp32(least: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("RULES", 0), ("ROOM", (0, 0))])
+def test_too_much_for_integers_is_decided_in_fp32(limit: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     by("integers", monkeypatch)
-    monkeypatch.setattr(close_pairs, least.upper(), 0)
+    monkeypatch.setattr(close_pairs, limit, value)
     real, fake = sets("copies of real samples")
     (found,) = balls(torch.from_numpy(real), torch.from_numpy(fake), RULES[:1])
     same(found, brute(real, fake, RULES[0]))
@@ -121,9 +127,9 @@ def test_when_products_are_less_exact_than_fp32(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(neighbours, "reliable", lambda _: False)
     x, y = torch.from_numpy(real), torch.from_numpy(fake)
     by("integers", monkeypatch)
-    assert neighbours.prepare(x, y)[1].finer().short.dtype == torch.float64
+    assert neighbours.finer(*neighbours.prepare(x, y))[1].most_exact
     by("1024", monkeypatch)
-    assert neighbours.prepare(x, y)[1].short.dtype == torch.float64
+    assert neighbours.prepare(x, y)[1].most_exact
     (found,) = balls(x, y, RULES[:1])
     same(found, brute(real, fake, RULES[0]))
 
@@ -132,18 +138,18 @@ def test_far_from_the_origin_fp32_resolves_distances_all_the_same(monkeypatch: p
     by("1024", monkeypatch)
     x = torch.from_numpy(sets("plain")[0])
     near, far = (neighbours.prepare(z, z)[0] for z in (x, x.double() + 1e6))
-    assert far.short.dtype == torch.float32
-    np.testing.assert_allclose(far.squares.numpy(), near.squares.numpy(), rtol=1e-4)
+    assert not far.most_exact
+    np.testing.assert_allclose(far.coarse.squares.numpy(), near.coarse.squares.numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("products", ["integers", "128"])
 def test_memory_does_not_grow_with_the_number_of_pairs(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
     by(products, monkeypatch)
-    monkeypatch.setattr(close_pairs, "ROOM", 50_000)
+    monkeypatch.setattr(close_pairs, "ROOM", (50_000, 0))
     x, y = torch.from_numpy(features(1, 2000, 8)), torch.from_numpy(features(2, 1500, 8))
     with Largest() as seen:
         balls(x, y, RULES)
-    most = 3 * close_pairs.ROOM if products == "integers" else 2000 * (5 + neighbours.SPARE) + 128 * 128
+    most = 3 * 50_000 if products == "integers" else 2000 * (5 + neighbours.SPARE) + 128 * 128
     assert 128 * 128 <= seen.largest <= most
 
 
@@ -163,7 +169,8 @@ class Largest(TorchDispatchMode):
 def test_less_exact_products_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     by("1024", monkeypatch)
     x = torch.from_numpy(sets("plain")[0])
-    points = neighbours.prepare(x, x)[0]
+    points = neighbours.prepare(x, x)[0].coarse
+    assert isinstance(points, neighbours.Floating)
     assert points.short.dtype == torch.float32
     assert neighbours.reliable(points)
     product = torch.Tensor.__matmul__
