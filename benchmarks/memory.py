@@ -27,25 +27,24 @@ def main(preset: str, candidate: str, batch: str, device: str) -> None:
     config = steps.config_of(preset, int(batch), device)
     for _ in range(2):
         steps.timed(candidate, steps.tiny(config), device)()
-    gc.collect()
-    restart_peak(device)
-    before = bench.peak_memory(device)
+    before = restart_peak(device)
     step = steps.timed(candidate, config, device)
     step()
-    gc.collect()
     restart_peak(device)
     for _ in range(3):
         step()
     print(bench.peak_memory(device) - before)
 
 
-def restart_peak(device: str) -> None:
-    """Let the peak start anew at what is held now (Linux, CUDA)."""
+def restart_peak(device: str) -> int:
+    """Let the peak start anew at what is held now, which is returned, in bytes (Linux, CUDA)."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
+    return bench.peak_memory(device)
 
 
 def rise(step: Callable[[], object], device: str) -> int:
@@ -55,9 +54,7 @@ def rise(step: Callable[[], object], device: str) -> int:
     """
     for _ in range(2):
         step()
-    gc.collect()
-    restart_peak(device)
-    before = bench.peak_memory(device)
+    before = restart_peak(device)
     step()
     return bench.peak_memory(device) - before
 

@@ -10,7 +10,6 @@ here in the same way: of torch-fidelity and clean-fid (KID in NumPy), torchmetri
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import sys
 from collections.abc import Callable
@@ -158,9 +157,7 @@ def main(metric: str, candidate: str, n: str, device: str) -> None:
     run = CANDIDATES[metric][candidate]
     run(features(1, 200), features(2, 200), device)  # what libraries take once
     real, fake = features(1, int(n)), features(2, int(n))
-    gc.collect()
-    memory.restart_peak(device)  # features took more when they were made
-    before = bench.peak_memory(device)
+    before = memory.restart_peak(device)  # features took more when they were made
     run(real, fake, device)
     print(bench.peak_memory(device) - before)
 

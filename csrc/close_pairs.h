@@ -6,7 +6,8 @@
 
 namespace fastgan {
 
-// base: squared norms less margins. A squared distance is at least base_i + base_j - 2 unit_i unit_j (q_i . q_j), and at most 2 (margin_i + margin_j) more.
+// base: squared norms less margins. A squared distance is at least base_i + base_j - 2 unit_i unit_j (q_i . q_j), and at most
+// 2 (margin_i + margin_j) more.
 
 // Of every sample the `count` others for which that is least, ascending; of equal ones those with a lower number.
 struct Nearest {

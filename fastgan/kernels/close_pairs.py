@@ -141,10 +141,8 @@ def distances(x: Tensor, i: Tensor, y: Tensor, j: Tensor, most: int = 1 << 22) -
 
     x: [n, d], y: [m, d] of any type; i, j: [p]. At most about `most` numbers at a time where the library does it.
     """
-    types = (torch.float32, torch.float64)
-    if not (x.dtype == y.dtype in types and x.device.type == "cpu" and choose("close_pairs", x.device).native):
-        return reference_distances(x, i, y, j, most)
-    if not EXTENSION.module.pair_distances_here():
+    ours = x.dtype == y.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
+    if not (ours and choose("close_pairs", x.device).native and EXTENSION.module.pair_distances_here()):
         return reference_distances(x, i, y, j, most)
     x, y, i, j = x.contiguous(), y.contiguous(), i.contiguous(), j.contiguous()
     out = torch.empty(len(i), dtype=torch.float64)

@@ -15,7 +15,7 @@ differences in fp64. So the outcome is that of fp64, at the price of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,8 +90,11 @@ class Points:
         return self.margin.dtype == torch.float64
 
 
+RuleRadii = tuple[Rule, Tensor, Tensor]  # with the radii [n] of the real points and [m] of the fake ones
+
+
 def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
-    """real: [n, d], fake: [m, d], finite. One pass over the distances, whatever the number of rules."""
+    """real: [n, d], fake: [m, d], finite, of one type. One pass over the distances, whatever the number of rules."""
     for rule in rules:
         if not 1 <= rule.k < min(len(real), len(fake)):
             raise FastganError(
@@ -108,15 +111,14 @@ def balls(real: Tensor, fake: Tensor, rules: Sequence[Rule]) -> list[Balls]:
 
 def prepare(real: Tensor, fake: Tensor) -> tuple[Points, ...]:
     """Both sets around the mean of all, over the largest norm, as coarse as is quick."""
-    kind = torch.promote_types(real.dtype, fake.dtype)
-    sets = [z.to(kind).contiguous() for z in (real, fake)]
+    sets = [z.contiguous() for z in (real, fake)]
     centre = (total(sets[0]) + total(sets[1])) / (len(real) + len(fake))
     norm = torch.stack([squares(z, centre).amax() for z in sets]).amax()
     scale = float(norm.sqrt()) or 1.0
-    if not close_pairs.is_for(len(real), len(fake), real.shape[1], real.device):
-        return in_floating_point(sets, centre, scale)
-    coarse = close_pairs.bounded(
-        *(close_pairs.fixed_point(strips(z, centre, scale, torch.float32), *z.shape) for z in sets)
+    coarse: Sequence[Floating | close_pairs.Bounded] = (
+        close_pairs.bounded(*(close_pairs.fixed_point(strips(z, centre, scale, torch.float32), *z.shape) for z in sets))
+        if close_pairs.is_for(len(real), len(fake), real.shape[1], real.device)
+        else in_floating_point(sets, centre, scale)
     )
     return tuple(Points(exact, centre, scale, each) for exact, each in zip(sets, coarse, strict=True))
 
@@ -124,17 +126,18 @@ def prepare(real: Tensor, fake: Tensor) -> tuple[Points, ...]:
 def finer(*sets: Points) -> tuple[Points, ...]:
     """With smaller margins, all alike."""
     dtype = torch.float64 if isinstance(sets[0].coarse, Floating) else torch.float32
-    return in_floating_point([each.exact for each in sets], sets[0].centre, sets[0].scale, dtype)
+    coarse = in_floating_point([each.exact for each in sets], sets[0].centre, sets[0].scale, dtype)
+    return tuple(replace(each, coarse=made) for each, made in zip(sets, coarse, strict=True))
 
 
 def in_floating_point(
     sets: Sequence[Tensor], centre: Tensor, scale: float, dtype: torch.dtype = torch.float32
-) -> tuple[Points, ...]:
+) -> list[Floating]:
     """In fp64 where fp32 is not reliable."""
     made = [floating(z, centre, scale, dtype) for z in sets]
     if dtype == torch.float32 and not all(map(reliable, made)):
         return in_floating_point(sets, centre, scale, torch.float64)
-    return tuple(Points(exact, centre, scale, each) for exact, each in zip(sets, made, strict=True))
+    return made
 
 
 def floating(given: Tensor, centre: Tensor, scale: float, dtype: torch.dtype) -> Floating:
@@ -258,8 +261,8 @@ def candidates(x: Floating | close_pairs.Bounded, count: int) -> tuple[Tensor, T
     return near, who
 
 
-def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
-    """found: rules with the radii [n] of the real points x and [m] of the fake points y."""
+def inside(x: Points, y: Points, found: Sequence[RuleRadii]) -> list[Balls]:
+    """x: the real points, y: the fake ones."""
     if any(blurred(x, real) or blurred(y, fake) for _, real, fake in found):
         return inside_finer(x, y, found)
     if isinstance(x.coarse, close_pairs.Bounded) or isinstance(y.coarse, close_pairs.Bounded):
@@ -278,12 +281,12 @@ def inside(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -
     return [Balls(b.around_fake, b.around_real, b.covered > 0) for b in out]
 
 
-def inside_finer(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls]:
+def inside_finer(x: Points, y: Points, found: Sequence[RuleRadii]) -> list[Balls]:
     x, y = finer(x, y)
     return inside(x, y, found)
 
 
-def inside_in_fixed_point(x: Points, y: Points, found: Sequence[tuple[Rule, Tensor, Tensor]]) -> list[Balls] | None:
+def inside_in_fixed_point(x: Points, y: Points, found: Sequence[RuleRadii]) -> list[Balls] | None:
     """The same; None where too many pairs are not certain."""
     assert isinstance(x.coarse, close_pairs.Bounded)
     assert isinstance(y.coarse, close_pairs.Bounded)

@@ -65,27 +65,23 @@ def check_within(x: Bounded, y: Bounded, share: float, rules: int) -> None:
     x_border, y_border = (borders(distances, share, rules, dim) for dim in (1, 0))
     found = within(x, y, x_border, y_border)
     assert found is not None
-    inside, outside = distances + widths(x, y), distances
-    for r in range(rules):
-        in_x, in_y = inside < x_border[r].double()[:, None], inside < y_border[r].double()
-        open_x = ~in_x & (outside <= x_border[r].double()[:, None])
-        open_y = ~in_y & (outside <= y_border[r].double())
+    inside, (i, j, balls) = distances + widths(x, y), found.pairs.long().unbind(1)
+
+    def check(bit: int, border: Tensor, counts: list[tuple[Tensor, int]]) -> None:
+        """border: [n, 1] or [m];  counts: of those that are certain, along a dimension."""
+        border = border.double()
+        certain = inside < border
         # What lies this near a border is decided by what fp32 rounds, and may be on either side.
-        near_x = ((inside - x_border[r].double()[:, None]).abs() < 1e-6) | (
-            (outside - x_border[r].double()[:, None]).abs() < 1e-6
-        )
-        near_y = ((inside - y_border[r].double()).abs() < 1e-6) | ((outside - y_border[r].double()).abs() < 1e-6)
-        for got, want, near in (
-            (found.around_y[r], in_x.sum(0), near_x.sum(0)),
-            (found.inside_x[r], in_x.sum(1), near_x.sum(1)),
-            (found.around_x[r], in_y.sum(1), near_y.sum(1)),
-        ):
-            assert ((got - want).abs() <= near).all()
-        for bit, open_, near in ((2 * r, open_x, near_x), (2 * r + 1, open_y, near_y)):
-            i, j, balls = found.pairs.long().unbind(1)
-            got = torch.zeros(open_.shape, dtype=torch.bool)
-            got[i, j] = (balls >> bit & 1).bool()
-            assert ((got == open_) | near).all()
+        near = torch.minimum((inside - border).abs(), (distances - border).abs()) < 1e-6
+        for got, dim in counts:
+            assert ((got - certain.sum(dim)).abs() <= near.sum(dim)).all()
+        doubtful = torch.zeros_like(certain)
+        doubtful[i, j] = (balls >> bit & 1).bool()
+        assert ((doubtful == (~certain & (distances <= border))) | near).all()
+
+    for r in range(rules):
+        check(2 * r, x_border[r][:, None], [(found.around_y[r], 0), (found.inside_x[r], 1)])
+        check(2 * r + 1, y_border[r], [(found.around_x[r], 1)])
 
 
 @here
